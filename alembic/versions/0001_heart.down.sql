@@ -1,0 +1,53 @@
+-- squawk-ignore-file ban-drop-table, ban-drop-function, ban-drop-view, ban-drop-sequence
+-- Takes the schema away again. It refuses while jobs would be lost; the version table and the schema itself
+-- are left to the caller, who notes the new revision in between.
+DO $$
+DECLARE
+  live bigint;
+  dead bigint;
+BEGIN
+  LOCK TABLE pgqueue.jobs, pgqueue.dead_letter_jobs IN ACCESS EXCLUSIVE MODE;
+  SELECT count(*) INTO live FROM pgqueue.jobs;
+  SELECT count(*) INTO dead FROM pgqueue.dead_letter_jobs WHERE redriven_as IS NULL;
+  IF live + dead > 0 AND current_setting('pgqueue.downgrade_force', true) IS DISTINCT FROM 'on' THEN
+    RAISE EXCEPTION 'downgrade to base loses % jobs and % dead letters that wait for a decision', live, dead
+      USING ERRCODE = 'PQ003', HINT = 'SET pgqueue.downgrade_force = ''on'' loses them';
+  END IF;
+END $$;
+DROP FUNCTION pgqueue.job_timeline;
+DROP VIEW pgqueue.dead_letter_summary;
+DROP VIEW pgqueue.running_jobs;
+DROP VIEW pgqueue.queue_health;
+DROP FUNCTION pgqueue.drop_partitions;
+DROP FUNCTION pgqueue.ensure_partitions;
+DROP FUNCTION pgqueue.resume;
+DROP FUNCTION pgqueue.pause;
+DROP FUNCTION pgqueue.discard;
+DROP FUNCTION pgqueue.redrive;
+DROP FUNCTION pgqueue.run_now;
+DROP FUNCTION pgqueue.cancel;
+DROP FUNCTION pgqueue.note_operation;
+DROP FUNCTION pgqueue.assert_settled;
+DROP FUNCTION pgqueue.enqueue_many;
+DROP FUNCTION pgqueue.enqueue;
+DROP FUNCTION pgqueue.enqueue_jobs;
+DROP FUNCTION pgqueue.enqueue_job;
+DROP FUNCTION pgqueue.wake;
+DROP FUNCTION pgqueue.take_key;
+DROP FUNCTION pgqueue.check_options;
+DROP FUNCTION pgqueue.check_args;
+DROP FUNCTION pgqueue.check_headers;
+DROP FUNCTION pgqueue.check_key;
+DROP FUNCTION pgqueue.check_job;
+DROP TABLE pgqueue.operator_audit;
+DROP TABLE pgqueue.sleepers;
+DROP TABLE pgqueue.workers;
+DROP TABLE pgqueue.tasks;
+DROP TABLE pgqueue.queues;
+DROP TABLE pgqueue.dedup_keys;
+DROP TABLE pgqueue.job_transitions;
+DROP TABLE pgqueue.dead_letter_jobs;
+DROP TABLE pgqueue.job_history;
+DROP TABLE pgqueue.claims;
+DROP TABLE pgqueue.jobs;
+DROP SEQUENCE pgqueue.job_seq;

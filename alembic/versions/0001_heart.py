@@ -1,0 +1,22 @@
+"""The whole schema as of the first release. The SQL stands beside this file; once released, neither changes any more."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+from pgqueue.storage import frozen
+
+revision = "pgqueue_0001"
+down_revision = None
+branch_labels = ("pgqueue",)
+depends_on = None
+# Programs whose own newest revision is this one or later run on the schema that this revision makes.
+code_from = "pgqueue_0001"
+
+
+def upgrade() -> None:
+    frozen.upgrade(Path(__file__), revision, code_from)
+
+
+def downgrade() -> None:
+    frozen.downgrade(Path(__file__), down_revision)

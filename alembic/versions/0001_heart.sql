@@ -1,0 +1,1026 @@
+-- The schema itself, and the one sequence that numbers jobs.
+-- Public gets nothing; 90_privileges.sql says who gets what.
+CREATE SCHEMA IF NOT EXISTS pgqueue;
+COMMENT ON SCHEMA pgqueue IS 'pgqueue: jobs, dead letters, dedup keys and their audit; made by `pgqueue db upgrade`';
+REVOKE ALL ON SCHEMA pgqueue FROM PUBLIC;
+
+-- One sequence gives both job ids and places in a lane: a job that is ready at once stands in its
+-- lane by its own id, and a promoted, released or rescued one takes a later number.
+CREATE SEQUENCE pgqueue.job_seq AS bigint CACHE 1;
+COMMENT ON SEQUENCE pgqueue.job_seq IS 'job ids and lane places (jobs.ready_seq); gaps are normal';
+
+-- The hot table: only live jobs. No foreign key, no trigger, no GIN, no counter row.
+-- A claim changes no indexed column and no column of an index predicate, and the fillfactor leaves its new
+-- row version room on the same page: claims are heap-only updates and write no index entry. So no predicate
+-- here may name `state`; ready_seq and hold_reason say the same (see the checks).
+CREATE TABLE pgqueue.jobs (
+  id bigint PRIMARY KEY,
+  created_at timestamptz NOT NULL,
+  run_at timestamptz NOT NULL,
+  ready_seq bigint,
+  started_at timestamptz,
+  claim_id uuid,
+  worker_id uuid,
+  priority smallint NOT NULL,
+  max_attempts smallint NOT NULL,
+  attempt smallint NOT NULL DEFAULT 0,
+  state text NOT NULL,
+  queue text NOT NULL,
+  task text NOT NULL,
+  args jsonb NOT NULL,
+  headers jsonb,
+  tags text[],
+  idempotency_key text,
+  concurrency_key text,
+  hold_reason text,
+  timeout_s double precision,
+  expires_at timestamptz,
+  retry jsonb,
+  errors jsonb,
+  progress jsonb,
+  parent_id bigint,
+  redrive_of bigint,
+  cancel_requested_at timestamptz,
+  cancel_reason text,
+  CONSTRAINT jobs_state_check CHECK (state IN ('ready', 'running', 'scheduled', 'held')),
+  CONSTRAINT jobs_claim_check CHECK ((state = 'running') = (claim_id IS NOT NULL) AND (claim_id IS NULL) = (worker_id IS NULL)),
+  CONSTRAINT jobs_lane_check CHECK ((state IN ('ready', 'running')) = (ready_seq IS NOT NULL)),
+  CONSTRAINT jobs_hold_check CHECK ((state = 'held') = (hold_reason IS NOT NULL)),
+  CONSTRAINT jobs_priority_check CHECK (priority BETWEEN 0 AND 9),
+  CONSTRAINT jobs_attempts_check CHECK (attempt >= 0 AND max_attempts BETWEEN 1 AND 1001),
+  CONSTRAINT jobs_run_at_check CHECK (isfinite(run_at) AND run_at < '9999-01-01 00:00:00+00'),
+  CONSTRAINT jobs_names_check CHECK (length(queue) BETWEEN 1 AND 63 AND length(task) BETWEEN 1 AND 200),
+  CONSTRAINT jobs_args_check CHECK (pg_column_size(args) <= 8388608)
+) WITH (
+  fillfactor = 50,
+  autovacuum_vacuum_scale_factor = 0.02,
+  autovacuum_vacuum_threshold = 5000,
+  autovacuum_vacuum_insert_scale_factor = 0.2,
+  autovacuum_analyze_scale_factor = 0.05,
+  autovacuum_analyze_threshold = 5000,
+  autovacuum_vacuum_cost_delay = 1
+);
+
+-- The lanes. A claim reads (queue, priority) upwards from the last place it has seen; running jobs keep their
+-- place behind it.
+CREATE INDEX jobs_lane_idx ON pgqueue.jobs (queue, priority, ready_seq) WHERE ready_seq IS NOT NULL;
+CREATE INDEX jobs_scheduled_idx ON pgqueue.jobs (run_at) WHERE ready_seq IS NULL AND hold_reason IS NULL;
+CREATE INDEX jobs_held_idx ON pgqueue.jobs (hold_reason, queue, id) WHERE hold_reason IS NOT NULL;
+
+-- Which jobs a claim took: one row per batch, where an index on running jobs would cost one entry per job.
+CREATE TABLE pgqueue.claims (
+  claim_id uuid PRIMARY KEY,
+  worker_id uuid NOT NULL,
+  claimed_at timestamptz NOT NULL,
+  job_ids bigint[] NOT NULL
+) WITH (autovacuum_vacuum_threshold = 1000, autovacuum_vacuum_scale_factor = 0.0);
+CREATE INDEX claims_worker_id_idx ON pgqueue.claims (worker_id);
+COMMENT ON TABLE pgqueue.claims IS 'Open claims: what a rescue takes back when the worker is gone. A row goes when its last job is settled';
+COMMENT ON COLUMN pgqueue.claims.claim_id IS 'The fence, as in jobs.claim_id';
+COMMENT ON COLUMN pgqueue.claims.worker_id IS 'The worker that made it (workers.id)';
+COMMENT ON COLUMN pgqueue.claims.claimed_at IS 'When';
+COMMENT ON COLUMN pgqueue.claims.job_ids IS 'The jobs taken; one whose jobs.claim_id differs by now is no longer part of it';
+
+COMMENT ON TABLE pgqueue.jobs IS 'Live jobs only: waiting, held or running. An ended job moves to job_history or dead_letter_jobs';
+COMMENT ON COLUMN pgqueue.jobs.id IS 'Job id; the same in job_history, dead_letter_jobs and job_transitions';
+COMMENT ON COLUMN pgqueue.jobs.created_at IS 'When it was enqueued, by the database''s clock (not the transaction''s start)';
+COMMENT ON COLUMN pgqueue.jobs.run_at IS 'Not before this moment; waiting time counts from here. A retry, snooze, release or rescue sets it anew';
+COMMENT ON COLUMN pgqueue.jobs.ready_seq IS 'Place in its lane (queue, priority); set when it becomes ready, only ever at the tail';
+COMMENT ON COLUMN pgqueue.jobs.started_at IS 'When the newest claim took it';
+COMMENT ON COLUMN pgqueue.jobs.claim_id IS 'The fence: only the claim named here may settle the job';
+COMMENT ON COLUMN pgqueue.jobs.worker_id IS 'The worker process that holds the claim (workers.id)';
+COMMENT ON COLUMN pgqueue.jobs.priority IS '0 to 9, lower first';
+COMMENT ON COLUMN pgqueue.jobs.max_attempts IS 'Starts allowed before the job is dead-lettered';
+COMMENT ON COLUMN pgqueue.jobs.attempt IS 'Starts so far; counted at claim, so a crash counts too';
+COMMENT ON COLUMN pgqueue.jobs.state IS 'ready (in its lane), running (claimed), scheduled (waits for run_at), held (waits for hold_reason to be lifted)';
+COMMENT ON COLUMN pgqueue.jobs.queue IS 'Queue name';
+COMMENT ON COLUMN pgqueue.jobs.task IS 'Registered name of the function that runs it';
+COMMENT ON COLUMN pgqueue.jobs.args IS 'Arguments by name, a JSON object';
+COMMENT ON COLUMN pgqueue.jobs.headers IS 'String map carried along: trace context, correlation id';
+COMMENT ON COLUMN pgqueue.jobs.tags IS 'Free labels for filters';
+COMMENT ON COLUMN pgqueue.jobs.idempotency_key IS 'The key it was enqueued under (dedup_keys), if any';
+COMMENT ON COLUMN pgqueue.jobs.concurrency_key IS 'Jobs of one key share a limit';
+COMMENT ON COLUMN pgqueue.jobs.hold_reason IS 'Why a held job waits: unknown_task, suspect (its last process died), operator, …';
+COMMENT ON COLUMN pgqueue.jobs.timeout_s IS 'Seconds one attempt may take; NULL = the task''s own';
+COMMENT ON COLUMN pgqueue.jobs.expires_at IS 'Not worth starting after this moment: dead-lettered as expired';
+COMMENT ON COLUMN pgqueue.jobs.retry IS 'Retry policy given for this job alone; NULL = the task''s';
+COMMENT ON COLUMN pgqueue.jobs.errors IS 'Failed attempts so far: attempt, at, type, message, worker';
+COMMENT ON COLUMN pgqueue.jobs.progress IS 'Last progress note of the running handler';
+COMMENT ON COLUMN pgqueue.jobs.parent_id IS 'The job whose handler enqueued this one';
+COMMENT ON COLUMN pgqueue.jobs.redrive_of IS 'The dead letter this job repeats';
+COMMENT ON COLUMN pgqueue.jobs.cancel_requested_at IS 'When cancelling was asked for while it ran';
+COMMENT ON COLUMN pgqueue.jobs.cancel_reason IS 'Why cancelling was asked for';
+
+-- Where jobs end: history (succeeded, cancelled) and dead letters; and the audit of every step but the plain one.
+CREATE TABLE pgqueue.job_history (
+  job_id bigint NOT NULL,
+  enqueued_at timestamptz NOT NULL,
+  due_at timestamptz NOT NULL,
+  started_at timestamptz,
+  finished_at timestamptz NOT NULL,
+  claim_id uuid,
+  worker_id uuid,
+  ready_seq bigint,
+  wait_s real,
+  run_s real,
+  priority smallint NOT NULL,
+  attempts smallint NOT NULL,
+  max_attempts smallint NOT NULL,
+  state text NOT NULL,
+  queue text NOT NULL,
+  task text NOT NULL,
+  args jsonb NOT NULL,
+  result jsonb,
+  headers jsonb,
+  tags text[],
+  idempotency_key text,
+  errors jsonb,
+  parent_id bigint,
+  redrive_of bigint,
+  CONSTRAINT job_history_state_check CHECK (state IN ('succeeded', 'cancelled'))
+) PARTITION BY RANGE (finished_at);
+CREATE INDEX job_history_job_id_idx ON pgqueue.job_history (job_id);
+CREATE TABLE pgqueue.job_history_default PARTITION OF pgqueue.job_history DEFAULT;
+
+COMMENT ON TABLE pgqueue.job_history IS 'One row per succeeded or cancelled job; a partition per day of finished_at, dropped by retention';
+COMMENT ON COLUMN pgqueue.job_history.job_id IS 'jobs.id';
+COMMENT ON COLUMN pgqueue.job_history.enqueued_at IS 'jobs.created_at';
+COMMENT ON COLUMN pgqueue.job_history.due_at IS 'When the last attempt could have started; waiting time counts from here';
+COMMENT ON COLUMN pgqueue.job_history.started_at IS 'When the last claim took it; NULL if it was cancelled before any';
+COMMENT ON COLUMN pgqueue.job_history.finished_at IS 'When it was settled';
+COMMENT ON COLUMN pgqueue.job_history.claim_id IS 'The claim that settled it: what a lost COMMIT answer is read back by';
+COMMENT ON COLUMN pgqueue.job_history.worker_id IS 'The worker that settled it';
+COMMENT ON COLUMN pgqueue.job_history.ready_seq IS 'Its last place in the lane';
+COMMENT ON COLUMN pgqueue.job_history.wait_s IS 'Seconds from due_at to the handler''s start';
+COMMENT ON COLUMN pgqueue.job_history.run_s IS 'Seconds from the handler''s start to its return';
+COMMENT ON COLUMN pgqueue.job_history.priority IS '0 to 9, lower first';
+COMMENT ON COLUMN pgqueue.job_history.attempts IS 'Starts it took';
+COMMENT ON COLUMN pgqueue.job_history.max_attempts IS 'Starts it was allowed';
+COMMENT ON COLUMN pgqueue.job_history.state IS 'succeeded or cancelled';
+COMMENT ON COLUMN pgqueue.job_history.queue IS 'Queue name';
+COMMENT ON COLUMN pgqueue.job_history.task IS 'Task name';
+COMMENT ON COLUMN pgqueue.job_history.args IS 'Arguments by name';
+COMMENT ON COLUMN pgqueue.job_history.result IS 'What the handler returned, if it was JSON';
+COMMENT ON COLUMN pgqueue.job_history.headers IS 'String map carried along';
+COMMENT ON COLUMN pgqueue.job_history.tags IS 'Free labels';
+COMMENT ON COLUMN pgqueue.job_history.idempotency_key IS 'The key it was enqueued under';
+COMMENT ON COLUMN pgqueue.job_history.errors IS 'Failed attempts before the end';
+COMMENT ON COLUMN pgqueue.job_history.parent_id IS 'The job whose handler enqueued this one';
+COMMENT ON COLUMN pgqueue.job_history.redrive_of IS 'The dead letter this job repeated';
+
+CREATE TABLE pgqueue.dead_letter_jobs (
+  job_id bigint PRIMARY KEY,
+  queue text NOT NULL,
+  task text NOT NULL,
+  args jsonb NOT NULL,
+  headers jsonb,
+  tags text[],
+  priority smallint NOT NULL,
+  reason text NOT NULL,
+  error_type text,
+  error_message text,
+  error_fingerprint text,
+  traceback text,
+  attempts smallint NOT NULL,
+  max_attempts smallint NOT NULL,
+  errors jsonb,
+  idempotency_key text,
+  retry jsonb,
+  timeout_s double precision,
+  claim_id uuid,
+  worker_id uuid,
+  first_failed_at timestamptz NOT NULL,
+  failed_at timestamptz NOT NULL,
+  created_at timestamptz NOT NULL,
+  job_created_at timestamptz NOT NULL,
+  parent_id bigint,
+  redrive_of bigint,
+  redriven_as bigint,
+  redriven_at timestamptz
+);
+CREATE INDEX dead_letter_jobs_created_at_idx ON pgqueue.dead_letter_jobs (created_at, job_id);
+CREATE INDEX dead_letter_jobs_fingerprint_idx ON pgqueue.dead_letter_jobs (error_fingerprint, created_at);
+CREATE INDEX dead_letter_jobs_queue_idx ON pgqueue.dead_letter_jobs (queue, task, created_at) WHERE redriven_as IS NULL;
+
+COMMENT ON TABLE pgqueue.dead_letter_jobs IS 'Jobs that ended badly, with why; kept until redriven or discarded';
+COMMENT ON COLUMN pgqueue.dead_letter_jobs.job_id IS 'jobs.id of the job that died';
+COMMENT ON COLUMN pgqueue.dead_letter_jobs.queue IS 'Queue name';
+COMMENT ON COLUMN pgqueue.dead_letter_jobs.task IS 'Task name';
+COMMENT ON COLUMN pgqueue.dead_letter_jobs.args IS 'Arguments by name';
+COMMENT ON COLUMN pgqueue.dead_letter_jobs.headers IS 'String map carried along';
+COMMENT ON COLUMN pgqueue.dead_letter_jobs.tags IS 'Free labels';
+COMMENT ON COLUMN pgqueue.dead_letter_jobs.priority IS '0 to 9, lower first';
+COMMENT ON COLUMN pgqueue.dead_letter_jobs.reason IS 'max_retries, gave_up, rejected, bad_args, worker_crash, expired';
+COMMENT ON COLUMN pgqueue.dead_letter_jobs.error_type IS 'Class of the last error';
+COMMENT ON COLUMN pgqueue.dead_letter_jobs.error_message IS 'Its text, cleaned, cut and redacted';
+COMMENT ON COLUMN pgqueue.dead_letter_jobs.error_fingerprint IS 'The same for the same fault at other ids, numbers and line numbers';
+COMMENT ON COLUMN pgqueue.dead_letter_jobs.traceback IS 'Where it was raised, without values';
+COMMENT ON COLUMN pgqueue.dead_letter_jobs.attempts IS 'Starts it had';
+COMMENT ON COLUMN pgqueue.dead_letter_jobs.max_attempts IS 'Starts it was allowed';
+COMMENT ON COLUMN pgqueue.dead_letter_jobs.errors IS 'Every failed attempt: attempt, at, type, message, worker';
+COMMENT ON COLUMN pgqueue.dead_letter_jobs.idempotency_key IS 'The key it was enqueued under';
+COMMENT ON COLUMN pgqueue.dead_letter_jobs.retry IS 'Retry policy given for this job alone';
+COMMENT ON COLUMN pgqueue.dead_letter_jobs.timeout_s IS 'Timeout given for this job alone, seconds';
+COMMENT ON COLUMN pgqueue.dead_letter_jobs.claim_id IS 'The claim that settled it; NULL if none was held';
+COMMENT ON COLUMN pgqueue.dead_letter_jobs.worker_id IS 'The worker of its last attempt';
+COMMENT ON COLUMN pgqueue.dead_letter_jobs.first_failed_at IS 'When its first attempt failed';
+COMMENT ON COLUMN pgqueue.dead_letter_jobs.failed_at IS 'When its last attempt failed';
+COMMENT ON COLUMN pgqueue.dead_letter_jobs.created_at IS 'When it was dead-lettered';
+COMMENT ON COLUMN pgqueue.dead_letter_jobs.job_created_at IS 'When the job was enqueued';
+COMMENT ON COLUMN pgqueue.dead_letter_jobs.parent_id IS 'The job whose handler enqueued this one';
+COMMENT ON COLUMN pgqueue.dead_letter_jobs.redrive_of IS 'The earlier dead letter this job repeated';
+COMMENT ON COLUMN pgqueue.dead_letter_jobs.redriven_as IS 'The job that repeats this one; NULL = still waits for a decision';
+COMMENT ON COLUMN pgqueue.dead_letter_jobs.redriven_at IS 'When it was redriven';
+
+CREATE TABLE pgqueue.job_transitions (
+  id bigint GENERATED ALWAYS AS IDENTITY,
+  job_id bigint NOT NULL,
+  at timestamptz NOT NULL DEFAULT clock_timestamp(),
+  from_state text,
+  to_state text NOT NULL,
+  reason text NOT NULL,
+  actor text NOT NULL,
+  queue text NOT NULL,
+  task text NOT NULL,
+  attempt smallint,
+  claim_id uuid,
+  worker_id uuid,
+  wait_s real,
+  run_s real,
+  error_type text,
+  error_fingerprint text,
+  next_run_at timestamptz,
+  note text
+) PARTITION BY RANGE (at);
+CREATE INDEX job_transitions_job_id_idx ON pgqueue.job_transitions (job_id, at);
+CREATE TABLE pgqueue.job_transitions_default PARTITION OF pgqueue.job_transitions DEFAULT;
+
+COMMENT ON TABLE pgqueue.job_transitions IS 'Audit of every state change but the plain path (enqueued, promoted, claimed, succeeded), which the job''s own row tells; a partition per day';
+COMMENT ON COLUMN pgqueue.job_transitions.id IS 'Row id';
+COMMENT ON COLUMN pgqueue.job_transitions.job_id IS 'jobs.id';
+COMMENT ON COLUMN pgqueue.job_transitions.at IS 'When';
+COMMENT ON COLUMN pgqueue.job_transitions.from_state IS 'State before';
+COMMENT ON COLUMN pgqueue.job_transitions.to_state IS 'State after: one of jobs.state, succeeded, cancelled, dead';
+COMMENT ON COLUMN pgqueue.job_transitions.reason IS 'Why, as one word of a closed list (docs/reference/states.md)';
+COMMENT ON COLUMN pgqueue.job_transitions.actor IS 'Who: worker:<id>, or the person or role that acted';
+COMMENT ON COLUMN pgqueue.job_transitions.queue IS 'Queue name';
+COMMENT ON COLUMN pgqueue.job_transitions.task IS 'Task name';
+COMMENT ON COLUMN pgqueue.job_transitions.attempt IS 'The attempt that ended here, if one did';
+COMMENT ON COLUMN pgqueue.job_transitions.claim_id IS 'The claim that ended here';
+COMMENT ON COLUMN pgqueue.job_transitions.worker_id IS 'The worker that held it';
+COMMENT ON COLUMN pgqueue.job_transitions.wait_s IS 'Seconds the attempt had waited, where the row ends one';
+COMMENT ON COLUMN pgqueue.job_transitions.run_s IS 'Seconds the attempt had run, where the row ends one';
+COMMENT ON COLUMN pgqueue.job_transitions.error_type IS 'Class of the error that ended the attempt';
+COMMENT ON COLUMN pgqueue.job_transitions.error_fingerprint IS 'Fingerprint of that error';
+COMMENT ON COLUMN pgqueue.job_transitions.next_run_at IS 'When it may start again';
+COMMENT ON COLUMN pgqueue.job_transitions.note IS 'A person''s words';
+
+-- Idempotency keys: at most one job per (task, key) until the key expires. They outlive their jobs.
+CREATE TABLE pgqueue.dedup_keys (
+  task text NOT NULL,
+  key text NOT NULL,
+  job_id bigint NOT NULL,
+  created_at timestamptz NOT NULL,
+  expires_at timestamptz NOT NULL,
+  result jsonb,
+  PRIMARY KEY (task, key)
+);
+CREATE INDEX dedup_keys_expires_at_idx ON pgqueue.dedup_keys (expires_at);
+
+COMMENT ON TABLE pgqueue.dedup_keys IS 'Who was first under an idempotency key';
+COMMENT ON COLUMN pgqueue.dedup_keys.task IS 'Task name; keys of different tasks never meet';
+COMMENT ON COLUMN pgqueue.dedup_keys.key IS 'The caller''s key';
+COMMENT ON COLUMN pgqueue.dedup_keys.job_id IS 'The first job, whose id every later caller gets';
+COMMENT ON COLUMN pgqueue.dedup_keys.created_at IS 'When it was first used';
+COMMENT ON COLUMN pgqueue.dedup_keys.expires_at IS 'From here on the key is free again; ''infinity'' = never';
+COMMENT ON COLUMN pgqueue.dedup_keys.result IS 'The first job''s result, kept as long as the key';
+
+-- What steers and watches: queues, tasks as workers know them, workers, sleepers, operators' audit. All small.
+CREATE TABLE pgqueue.queues (
+  name text PRIMARY KEY,
+  created_at timestamptz NOT NULL DEFAULT clock_timestamp(),
+  paused_at timestamptz,
+  paused_by text,
+  pause_reason text,
+  paused_until timestamptz,
+  CONSTRAINT queues_name_check CHECK (name ~ '^[a-z][a-z0-9_.-]{0,62}$')
+);
+COMMENT ON TABLE pgqueue.queues IS 'Known queues and their switches; workers add the ones they serve';
+COMMENT ON COLUMN pgqueue.queues.name IS 'Queue name';
+COMMENT ON COLUMN pgqueue.queues.created_at IS 'When it was first seen';
+COMMENT ON COLUMN pgqueue.queues.paused_at IS 'Since when nothing new starts; NULL = not paused';
+COMMENT ON COLUMN pgqueue.queues.paused_by IS 'Who paused it';
+COMMENT ON COLUMN pgqueue.queues.pause_reason IS 'Why';
+COMMENT ON COLUMN pgqueue.queues.paused_until IS 'When the pause ends by itself; NULL = never';
+
+CREATE TABLE pgqueue.tasks (
+  name text PRIMARY KEY,
+  queue text NOT NULL,
+  priority smallint NOT NULL,
+  max_attempts smallint NOT NULL,
+  updated_at timestamptz NOT NULL DEFAULT clock_timestamp()
+);
+COMMENT ON TABLE pgqueue.tasks IS 'Tasks as the last started worker registered them: defaults for producers that do not have the code (SQL, by name)';
+COMMENT ON COLUMN pgqueue.tasks.name IS 'Task name';
+COMMENT ON COLUMN pgqueue.tasks.queue IS 'Its default queue';
+COMMENT ON COLUMN pgqueue.tasks.priority IS 'Its default priority';
+COMMENT ON COLUMN pgqueue.tasks.max_attempts IS 'Starts its retry policy allows';
+COMMENT ON COLUMN pgqueue.tasks.updated_at IS 'When a worker last registered it';
+
+CREATE TABLE pgqueue.workers (
+  id uuid PRIMARY KEY,
+  lock_key bigint,
+  started_at timestamptz NOT NULL DEFAULT clock_timestamp(),
+  beat_at timestamptz NOT NULL DEFAULT clock_timestamp(),
+  lease_s double precision NOT NULL,
+  suspected_at timestamptz,
+  ended_at timestamptz,
+  claimed bigint NOT NULL DEFAULT 0,
+  settled bigint NOT NULL DEFAULT 0,
+  failed bigint NOT NULL DEFAULT 0,
+  busy integer NOT NULL DEFAULT 0,
+  slots integer NOT NULL DEFAULT 0,
+  pid integer NOT NULL,
+  status text NOT NULL DEFAULT 'live',
+  kind text NOT NULL DEFAULT 'worker',
+  host text NOT NULL,
+  version text NOT NULL,
+  queues text[] NOT NULL,
+  drain_requested_at timestamptz,
+  CONSTRAINT workers_status_check CHECK (status IN ('live', 'draining', 'stopped', 'dead'))
+) WITH (fillfactor = 50, autovacuum_vacuum_threshold = 200, autovacuum_vacuum_scale_factor = 0.0);
+COMMENT ON TABLE pgqueue.workers IS 'One row per worker process start; the beat is its sign of life';
+COMMENT ON COLUMN pgqueue.workers.id IS 'New for every start; host and pid are only labels';
+COMMENT ON COLUMN pgqueue.workers.lock_key IS 'Session advisory lock it holds while alive; NULL behind a transaction pooler';
+COMMENT ON COLUMN pgqueue.workers.started_at IS 'When it registered';
+COMMENT ON COLUMN pgqueue.workers.beat_at IS 'Last beat';
+COMMENT ON COLUMN pgqueue.workers.lease_s IS 'Seconds after the last beat when its claims may be taken back';
+COMMENT ON COLUMN pgqueue.workers.suspected_at IS 'Since when its lock was seen free';
+COMMENT ON COLUMN pgqueue.workers.ended_at IS 'When it stopped or was found dead';
+COMMENT ON COLUMN pgqueue.workers.claimed IS 'Jobs claimed since it started';
+COMMENT ON COLUMN pgqueue.workers.settled IS 'Jobs settled since it started';
+COMMENT ON COLUMN pgqueue.workers.failed IS 'Attempts failed since it started';
+COMMENT ON COLUMN pgqueue.workers.busy IS 'Handlers running at the last beat';
+COMMENT ON COLUMN pgqueue.workers.slots IS 'Handlers it may run at once';
+COMMENT ON COLUMN pgqueue.workers.pid IS 'Process id on its host';
+COMMENT ON COLUMN pgqueue.workers.status IS 'live, draining, stopped (left in order), dead (its claims were rescued)';
+COMMENT ON COLUMN pgqueue.workers.kind IS 'worker, or suspect: a one-slot process for jobs whose last process died';
+COMMENT ON COLUMN pgqueue.workers.host IS 'Host name';
+COMMENT ON COLUMN pgqueue.workers.version IS 'Version of pgqueue it runs';
+COMMENT ON COLUMN pgqueue.workers.queues IS 'Queues it serves';
+COMMENT ON COLUMN pgqueue.workers.drain_requested_at IS 'When an operator asked it to finish and leave';
+
+CREATE TABLE pgqueue.sleepers (
+  queue text NOT NULL,
+  worker_id uuid NOT NULL,
+  since timestamptz NOT NULL DEFAULT clock_timestamp(),
+  PRIMARY KEY (queue, worker_id)
+) WITH (autovacuum_vacuum_threshold = 200, autovacuum_vacuum_scale_factor = 0.0);
+COMMENT ON TABLE pgqueue.sleepers IS 'Workers that want a wake-up; producers notify only while a row of their queue stands here';
+COMMENT ON COLUMN pgqueue.sleepers.queue IS 'Queue name';
+COMMENT ON COLUMN pgqueue.sleepers.worker_id IS 'The sleeping worker';
+COMMENT ON COLUMN pgqueue.sleepers.since IS 'Since when';
+
+CREATE TABLE pgqueue.operator_audit (
+  id bigint GENERATED ALWAYS AS IDENTITY PRIMARY KEY,
+  at timestamptz NOT NULL DEFAULT clock_timestamp(),
+  actor text NOT NULL,
+  via text NOT NULL,
+  action text NOT NULL,
+  target text NOT NULL,
+  reason text,
+  matched bigint NOT NULL DEFAULT 1,
+  changed bigint NOT NULL DEFAULT 1,
+  detail jsonb
+);
+COMMENT ON TABLE pgqueue.operator_audit IS 'What people did to jobs, queues and dead letters; written in the transaction of the deed';
+COMMENT ON COLUMN pgqueue.operator_audit.id IS 'Row id';
+COMMENT ON COLUMN pgqueue.operator_audit.at IS 'When';
+COMMENT ON COLUMN pgqueue.operator_audit.actor IS 'Who';
+COMMENT ON COLUMN pgqueue.operator_audit.via IS 'Through which door: cli, python, sql, web';
+COMMENT ON COLUMN pgqueue.operator_audit.action IS 'cancel, retry, redrive, discard, pause, resume, …';
+COMMENT ON COLUMN pgqueue.operator_audit.target IS 'The object: job 12, queue critical';
+COMMENT ON COLUMN pgqueue.operator_audit.reason IS 'Why, in the actor''s words';
+COMMENT ON COLUMN pgqueue.operator_audit.matched IS 'Objects that matched';
+COMMENT ON COLUMN pgqueue.operator_audit.changed IS 'Objects that changed';
+COMMENT ON COLUMN pgqueue.operator_audit.detail IS 'Filter, state before and after';
+
+-- The one door through which jobs come in. Python calls enqueue_job and enqueue_jobs; people and other
+-- languages call enqueue and enqueue_many. All run in the caller's transaction.
+-- The helpers have no SET search_path of their own: they run inside functions that fixed it, and each SET
+-- costs as much as a small statement.
+
+-- Refuses what Python refuses before it sends anything, in the same words; SQLSTATE 22023.
+-- Returns true, so that PL/pgSQL may call it as a plain expression: PERFORM would run a statement each time.
+CREATE FUNCTION pgqueue.check_job(task text, args jsonb, queue text, priority integer, delay interval, run_at timestamptz,
+                                  idempotency_key text, key_ttl interval, headers jsonb, max_attempts integer)
+RETURNS boolean LANGUAGE plpgsql STABLE PARALLEL SAFE AS $$
+BEGIN
+  IF task IS NULL OR length(task) > 200 OR task !~ '^[A-Za-z_][A-Za-z0-9_-]*(?:\.[A-Za-z_][A-Za-z0-9_-]*)*$' THEN
+    RAISE EXCEPTION 'task: must be identifiers joined by dots, each of ASCII letters, digits, _ and - and not starting with a digit (limit: 1-200 characters)'
+      USING ERRCODE = '22023';
+  END IF;
+  IF args IS NULL OR jsonb_typeof(args) <> 'object' THEN
+    RAISE EXCEPTION 'args: must be a JSON object; pass the arguments by name, as in {"ride_id": 7}' USING ERRCODE = '22023';
+  END IF;
+  IF queue !~ '^[a-z][a-z0-9_.-]{0,62}$' THEN
+    RAISE EXCEPTION 'queue: must start with a lower-case letter and hold only a-z, 0-9, _, . and -; rename the queue (limit: 1-63 characters)'
+      USING ERRCODE = '22023';
+  END IF;
+  IF priority NOT BETWEEN 0 AND 9 THEN
+    RAISE EXCEPTION 'priority: is out of range (limit: 0-9, 0 runs first)' USING ERRCODE = '22023';
+  END IF;
+  IF delay IS NOT NULL THEN
+    IF run_at IS NOT NULL THEN
+      RAISE EXCEPTION 'delay: is given together with run_at; give one of them' USING ERRCODE = '22023';
+    ELSIF delay < interval '0' THEN
+      RAISE EXCEPTION 'delay: must not be negative (limit: >= 0s)' USING ERRCODE = '22023';
+    ELSIF delay > interval '3652 days 12:00' THEN
+      RAISE EXCEPTION 'delay: is too long (limit: <= 3652d 12h)' USING ERRCODE = '22023';
+    END IF;
+  ELSIF run_at >= '9999-01-01 00:00:00+00' THEN
+    RAISE EXCEPTION 'run_at: lies too far in the future (limit: year <= 9998)' USING ERRCODE = '22023';
+  ELSIF NOT isfinite(run_at) THEN
+    RAISE EXCEPTION 'run_at: is not a moment' USING ERRCODE = '22023';
+  END IF;
+  IF idempotency_key IS NOT NULL THEN
+    PERFORM pgqueue.check_key('idempotency_key', idempotency_key);
+  END IF;
+  IF key_ttl IS NOT NULL THEN
+    IF key_ttl < interval '1 ms' THEN
+      RAISE EXCEPTION 'key_ttl: is too short (limit: >= 1ms)' USING ERRCODE = '22023';
+    ELSIF key_ttl > interval '3652 days 12:00' THEN
+      RAISE EXCEPTION 'key_ttl: is too long (limit: <= 3652d 12h)' USING ERRCODE = '22023';
+    END IF;
+  END IF;
+  IF headers IS NOT NULL THEN
+    PERFORM pgqueue.check_headers(headers);
+  END IF;
+  IF max_attempts NOT BETWEEN 1 AND 1001 THEN
+    RAISE EXCEPTION 'max_attempts: is out of range (limit: 1-1001)' USING ERRCODE = '22023';
+  END IF;
+  RETURN true;
+END $$;
+COMMENT ON FUNCTION pgqueue.check_job IS 'True, or raises 22023 with one clear line if a job may not be enqueued like this';
+
+CREATE FUNCTION pgqueue.check_key(field text, key text) RETURNS void LANGUAGE plpgsql IMMUTABLE PARALLEL SAFE AS $$
+BEGIN
+  IF key = '' THEN
+    RAISE EXCEPTION '%: is empty (limit: 1-200 bytes)', field USING ERRCODE = '22023';
+  ELSIF octet_length(key) > 200 THEN
+    RAISE EXCEPTION '%: is too long; pass a digest of it (limit: 1-200 bytes)', field USING ERRCODE = '22023';
+  ELSIF key ~ '[\u0001-\u001f\u007f-\u009f]' THEN
+    RAISE EXCEPTION '%: holds a control character (limit: 1-200 bytes)', field USING ERRCODE = '22023';
+  END IF;
+END $$;
+COMMENT ON FUNCTION pgqueue.check_key IS 'Raises 22023 if a key is empty, too long or unprintable';
+
+CREATE FUNCTION pgqueue.check_headers(headers jsonb) RETURNS void LANGUAGE plpgsql IMMUTABLE PARALLEL SAFE AS $$
+BEGIN
+  IF jsonb_typeof(headers) <> 'object' OR octet_length(headers::text) > 8192 THEN
+    RAISE EXCEPTION 'headers: must be a JSON object of text to text (limit: <= 8192 bytes as JSON)' USING ERRCODE = '22023';
+  END IF;
+  IF EXISTS (SELECT FROM jsonb_each(headers) h
+             WHERE jsonb_typeof(h.value) <> 'string' OR length(h.key) NOT BETWEEN 1 AND 200 OR h.key ~ '[\u0001-\u001f\u007f-\u009f]'
+               OR h.value #>> '{}' ~ '[\u0001-\u0008\u000a-\u001f\u007f-\u009f]') THEN
+    RAISE EXCEPTION 'headers: must be a JSON object of text to text without control characters, its names 1-200 characters long' USING ERRCODE = '22023';
+  END IF;
+END $$;
+COMMENT ON FUNCTION pgqueue.check_headers IS 'Raises 22023 if headers are not a small map of text to text';
+
+-- The text is measured, not the column: numbers take up to six times as much in jsonb as in JSON, and a value
+-- read from a table may come compressed. 63 levels down only scalars may stand.
+CREATE FUNCTION pgqueue.check_args(field text, args jsonb, bytes_max integer) RETURNS void LANGUAGE plpgsql IMMUTABLE PARALLEL SAFE AS $$
+DECLARE
+  bytes integer := octet_length(args::text);
+BEGIN
+  IF bytes > bytes_max THEN
+    RAISE EXCEPTION '%: are too large; store the data in a table and pass its id (limit: % bytes)', field, bytes_max USING ERRCODE = '22023';
+  ELSIF bytes > 128 AND jsonb_path_exists(args, 'strict $.**{64} ? (@.type() == "object" || @.type() == "array")') THEN
+    RAISE EXCEPTION '%: are nested too deep (limit: 64 levels)', field USING ERRCODE = '22023';
+  END IF;
+END $$;
+COMMENT ON FUNCTION pgqueue.check_args IS 'Raises 22023 if a job''s arguments are too large or nested too deep';
+
+-- The options that only enqueue_job and enqueue_jobs take.
+CREATE FUNCTION pgqueue.check_options(retry jsonb, timeout_s double precision, expires_at timestamptz, concurrency_key text, tags text[])
+RETURNS void LANGUAGE plpgsql IMMUTABLE PARALLEL SAFE AS $$
+BEGIN
+  IF jsonb_typeof(retry) <> 'object' THEN
+    RAISE EXCEPTION 'retry: must be a JSON object' USING ERRCODE = '22023';
+  ELSIF NOT timeout_s BETWEEN 0.001 AND 315576000 THEN
+    RAISE EXCEPTION 'timeout: is out of range (limit: 1ms to 3652d 12h)' USING ERRCODE = '22023';
+  ELSIF expires_at >= '9999-01-01 00:00:00+00' OR NOT isfinite(expires_at) THEN
+    RAISE EXCEPTION 'expires_at: is not a moment before the year 9999' USING ERRCODE = '22023';
+  ELSIF cardinality(tags) > 20 OR EXISTS (SELECT FROM unnest(tags) t (tag) WHERE t.tag IS NULL OR length(t.tag) NOT BETWEEN 1 AND 60) THEN
+    RAISE EXCEPTION 'tags: must be at most 20 texts of 1-60 characters' USING ERRCODE = '22023';
+  END IF;
+  IF concurrency_key IS NOT NULL THEN
+    PERFORM pgqueue.check_key('concurrency_key', concurrency_key);
+  END IF;
+END $$;
+COMMENT ON FUNCTION pgqueue.check_options IS 'Raises 22023 if one of the rarer options of a job is out of bounds';
+
+-- Takes the key, or tells who has it. A conflict is looked at in a second statement: one statement sees
+-- nothing after it waited for the other's commit.
+CREATE FUNCTION pgqueue.take_key(task text, key text, ttl interval, OUT job_id bigint, OUT taken boolean)
+LANGUAGE plpgsql VOLATILE AS $$
+#variable_conflict use_column
+DECLARE
+  moment timestamptz := clock_timestamp();
+  until timestamptz := moment + coalesce(take_key.ttl, interval '24 hours');
+  free_from timestamptz;
+BEGIN
+  LOOP
+    INSERT INTO pgqueue.dedup_keys AS k (task, key, job_id, created_at, expires_at)
+      VALUES (take_key.task, take_key.key, nextval('pgqueue.job_seq'), moment, until)
+      ON CONFLICT (task, key) DO NOTHING
+      RETURNING k.job_id INTO take_key.job_id;
+    IF FOUND THEN
+      take_key.taken := true;
+      RETURN;
+    END IF;
+    SELECT k.job_id, k.expires_at INTO take_key.job_id, free_from
+      FROM pgqueue.dedup_keys k WHERE k.task = take_key.task AND k.key = take_key.key;
+    IF FOUND AND free_from > clock_timestamp() THEN
+      take_key.taken := false;
+      RETURN;
+    END IF;
+    -- Expired: the first to update it owns it; whoever comes second finds it alive again and goes round.
+    UPDATE pgqueue.dedup_keys k
+      SET job_id = nextval('pgqueue.job_seq'), created_at = moment, expires_at = until, result = NULL
+      WHERE k.task = take_key.task AND k.key = take_key.key AND k.expires_at <= clock_timestamp()
+      RETURNING k.job_id INTO take_key.job_id;
+    IF FOUND THEN
+      take_key.taken := true;
+      RETURN;
+    END IF;
+  END LOOP;
+END $$;
+COMMENT ON FUNCTION pgqueue.take_key IS 'Takes an idempotency key for a new job id, or returns the id of the job that has it';
+
+CREATE FUNCTION pgqueue.wake(queue text) RETURNS void
+LANGUAGE plpgsql VOLATILE AS $$
+BEGIN
+  -- A notifying commit serialises all notifying commits of the cluster, so only sleepers are notified.
+  IF EXISTS (SELECT FROM pgqueue.sleepers s WHERE s.queue = wake.queue) THEN
+    PERFORM pg_notify('pgqueue_wake', '');
+  END IF;
+END $$;
+COMMENT ON FUNCTION pgqueue.wake IS 'Notifies at commit, if a worker of the queue sleeps';
+
+-- args_bytes_max NULL: the caller has measured them itself, by a limit of its own; the table's CHECK remains.
+CREATE FUNCTION pgqueue.enqueue_job(
+  task text, args jsonb DEFAULT '{}', queue text DEFAULT NULL, priority integer DEFAULT NULL, delay interval DEFAULT NULL,
+  run_at timestamptz DEFAULT NULL, idempotency_key text DEFAULT NULL, key_ttl interval DEFAULT NULL, headers jsonb DEFAULT NULL,
+  max_attempts integer DEFAULT NULL, retry jsonb DEFAULT NULL, timeout_s double precision DEFAULT NULL,
+  expires_at timestamptz DEFAULT NULL, concurrency_key text DEFAULT NULL, tags text[] DEFAULT NULL,
+  parent_id bigint DEFAULT NULL, wake boolean DEFAULT true, args_bytes_max integer DEFAULT 262144,
+  OUT job_id bigint, OUT created boolean)
+LANGUAGE plpgsql VOLATILE SECURITY DEFINER SET search_path = pg_catalog, pg_temp AS $$
+#variable_conflict use_column
+DECLARE
+  moment timestamptz;
+  due timestamptz;
+  known record;
+  asleep boolean;
+BEGIN
+  created := pgqueue.check_job(enqueue_job.task, enqueue_job.args, enqueue_job.queue, enqueue_job.priority, enqueue_job.delay,
+    enqueue_job.run_at, enqueue_job.idempotency_key, enqueue_job.key_ttl, enqueue_job.headers, enqueue_job.max_attempts);
+  IF enqueue_job.args_bytes_max IS NOT NULL THEN
+    PERFORM pgqueue.check_args('args', enqueue_job.args, enqueue_job.args_bytes_max);
+  END IF;
+  IF num_nonnulls(enqueue_job.retry, enqueue_job.timeout_s, enqueue_job.expires_at, enqueue_job.concurrency_key, enqueue_job.tags) > 0 THEN
+    PERFORM pgqueue.check_options(enqueue_job.retry, enqueue_job.timeout_s, enqueue_job.expires_at, enqueue_job.concurrency_key, enqueue_job.tags);
+  END IF;
+  IF enqueue_job.queue IS NULL OR enqueue_job.priority IS NULL OR enqueue_job.max_attempts IS NULL THEN
+    SELECT t.queue, t.priority, t.max_attempts INTO known FROM pgqueue.tasks t WHERE t.name = enqueue_job.task;
+    enqueue_job.queue := coalesce(enqueue_job.queue, known.queue, 'default');
+    enqueue_job.priority := coalesce(enqueue_job.priority, known.priority, 5);
+    enqueue_job.max_attempts := coalesce(enqueue_job.max_attempts, known.max_attempts, 6);
+  END IF;
+
+  IF enqueue_job.idempotency_key IS NULL THEN
+    enqueue_job.job_id := nextval('pgqueue.job_seq');
+  ELSE
+    SELECT k.job_id, k.taken INTO enqueue_job.job_id, enqueue_job.created
+      FROM pgqueue.take_key(enqueue_job.task, enqueue_job.idempotency_key, enqueue_job.key_ttl) k;
+    IF NOT enqueue_job.created THEN
+      RETURN;
+    END IF;
+  END IF;
+
+  -- clock_timestamp, not now(): a job enqueued late in a long transaction is not late.
+  moment := clock_timestamp();
+  due := greatest(moment, enqueue_job.run_at, moment + enqueue_job.delay);
+  INSERT INTO pgqueue.jobs AS j (id, created_at, run_at, ready_seq, priority, max_attempts, state, queue, task, args, headers, tags,
+      idempotency_key, concurrency_key, timeout_s, expires_at, retry, parent_id)
+    VALUES (enqueue_job.job_id, moment, due, CASE WHEN due = moment THEN enqueue_job.job_id END, enqueue_job.priority,
+      enqueue_job.max_attempts, CASE WHEN due = moment THEN 'ready' ELSE 'scheduled' END, enqueue_job.queue, enqueue_job.task,
+      enqueue_job.args, enqueue_job.headers, enqueue_job.tags, enqueue_job.idempotency_key, enqueue_job.concurrency_key,
+      enqueue_job.timeout_s, enqueue_job.expires_at, enqueue_job.retry, enqueue_job.parent_id)
+    -- As wake() does, without a statement of its own.
+    RETURNING enqueue_job.wake AND due = moment AND EXISTS (SELECT FROM pgqueue.sleepers s WHERE s.queue = j.queue) INTO asleep;
+  IF asleep THEN
+    PERFORM pg_notify('pgqueue_wake', '');
+  END IF;
+END $$;
+COMMENT ON FUNCTION pgqueue.enqueue_job IS 'Enqueues one job in the caller''s transaction; created is false when the idempotency key already had a job, whose id is returned';
+
+CREATE FUNCTION pgqueue.enqueue_jobs(
+  task text, args jsonb[], queue text DEFAULT NULL, priority integer DEFAULT NULL, delay interval DEFAULT NULL,
+  run_at timestamptz DEFAULT NULL, idempotency_keys text[] DEFAULT NULL, key_ttl interval DEFAULT NULL, headers jsonb DEFAULT NULL,
+  max_attempts integer DEFAULT NULL, retry jsonb DEFAULT NULL, timeout_s double precision DEFAULT NULL,
+  expires_at timestamptz DEFAULT NULL, concurrency_key text DEFAULT NULL, tags text[] DEFAULT NULL,
+  parent_id bigint DEFAULT NULL, wake boolean DEFAULT true, args_bytes_max integer DEFAULT 262144)
+RETURNS TABLE (job_id bigint, created boolean)
+LANGUAGE plpgsql VOLATILE SECURITY DEFINER SET search_path = pg_catalog, pg_temp AS $$
+#variable_conflict use_column
+DECLARE
+  jobs_n integer := cardinality(enqueue_jobs.args);
+  moment timestamptz;
+  due timestamptz;
+  known record;
+  ids bigint[];
+  news boolean[];
+  wrong bigint;
+  row record;
+  first record;
+BEGIN
+  IF jobs_n IS NULL OR array_ndims(enqueue_jobs.args) > 1 THEN
+    RAISE EXCEPTION 'args: must be an array of JSON objects, one per job' USING ERRCODE = '22023';
+  END IF;
+  IF cardinality(enqueue_jobs.idempotency_keys) <> jobs_n OR array_ndims(enqueue_jobs.idempotency_keys) > 1 THEN
+    RAISE EXCEPTION 'idempotency_keys: % for % jobs; give one per job', cardinality(enqueue_jobs.idempotency_keys), jobs_n
+      USING ERRCODE = '22023';
+  END IF;
+  PERFORM pgqueue.check_job(enqueue_jobs.task, '{}', enqueue_jobs.queue, enqueue_jobs.priority, enqueue_jobs.delay,
+    enqueue_jobs.run_at, NULL, enqueue_jobs.key_ttl, enqueue_jobs.headers, enqueue_jobs.max_attempts);
+  PERFORM pgqueue.check_options(enqueue_jobs.retry, enqueue_jobs.timeout_s, enqueue_jobs.expires_at, enqueue_jobs.concurrency_key, enqueue_jobs.tags);
+  SELECT a.i - 1 INTO wrong FROM unnest(enqueue_jobs.args) WITH ORDINALITY AS a (arg, i)
+    WHERE a.arg IS NULL OR jsonb_typeof(a.arg) <> 'object' LIMIT 1;
+  IF FOUND THEN
+    RAISE EXCEPTION 'args[%]: must be a JSON object; pass the arguments by name, as in {"ride_id": 7}', wrong USING ERRCODE = '22023';
+  END IF;
+  IF enqueue_jobs.args_bytes_max IS NOT NULL THEN
+    PERFORM pgqueue.check_args(format('args[%s]', a.i - 1), a.arg, enqueue_jobs.args_bytes_max)
+      FROM unnest(enqueue_jobs.args) WITH ORDINALITY AS a (arg, i);
+  END IF;
+  SELECT t.queue, t.priority, t.max_attempts INTO known FROM pgqueue.tasks t WHERE t.name = enqueue_jobs.task;
+  enqueue_jobs.queue := coalesce(enqueue_jobs.queue, known.queue, 'default');
+  enqueue_jobs.priority := coalesce(enqueue_jobs.priority, known.priority, 5);
+  enqueue_jobs.max_attempts := coalesce(enqueue_jobs.max_attempts, known.max_attempts, 6);
+
+  IF enqueue_jobs.idempotency_keys IS NOT NULL THEN
+    ids := array_fill(NULL::bigint, ARRAY[jobs_n]);
+    news := array_fill(true, ARRAY[jobs_n]);
+    -- In the order of the keys, so that two producers with overlapping batches cannot deadlock.
+    FOR row IN SELECT k.key, k.i FROM unnest(enqueue_jobs.idempotency_keys) WITH ORDINALITY AS k (key, i)
+               WHERE k.key IS NOT NULL ORDER BY k.key COLLATE "C", k.i LOOP
+      PERFORM pgqueue.check_key(format('idempotency_keys[%s]', row.i - 1), row.key);
+      SELECT k.job_id, k.taken INTO first FROM pgqueue.take_key(enqueue_jobs.task, row.key, enqueue_jobs.key_ttl) k;
+      ids[row.i] := first.job_id;
+      news[row.i] := first.taken;
+    END LOOP;
+  END IF;
+
+  moment := clock_timestamp();
+  due := greatest(moment, enqueue_jobs.run_at, moment + enqueue_jobs.delay);
+  RETURN QUERY
+    WITH numbered AS MATERIALIZED (
+      SELECT a.i, a.arg, coalesce(ids[a.i], nextval('pgqueue.job_seq')) AS id, coalesce(news[a.i], true) AS is_new,
+        enqueue_jobs.idempotency_keys[a.i] AS key
+      FROM unnest(enqueue_jobs.args) WITH ORDINALITY AS a (arg, i)
+    ), inserted AS (
+      INSERT INTO pgqueue.jobs (id, created_at, run_at, ready_seq, priority, max_attempts, state, queue, task, args, headers, tags,
+          idempotency_key, concurrency_key, timeout_s, expires_at, retry, parent_id)
+        SELECT n.id, moment, due, CASE WHEN due = moment THEN n.id END, enqueue_jobs.priority, enqueue_jobs.max_attempts,
+          CASE WHEN due = moment THEN 'ready' ELSE 'scheduled' END, enqueue_jobs.queue, enqueue_jobs.task, n.arg,
+          enqueue_jobs.headers, enqueue_jobs.tags, n.key, enqueue_jobs.concurrency_key, enqueue_jobs.timeout_s,
+          enqueue_jobs.expires_at, enqueue_jobs.retry, enqueue_jobs.parent_id
+        FROM numbered n WHERE n.is_new
+    )
+    SELECT n.id, n.is_new FROM numbered n ORDER BY n.i;
+  IF enqueue_jobs.wake AND due = moment THEN
+    PERFORM pgqueue.wake(enqueue_jobs.queue);
+  END IF;
+END $$;
+COMMENT ON FUNCTION pgqueue.enqueue_jobs IS 'Enqueues many jobs of one task in the caller''s transaction, all or none; one row per job, in the order given';
+
+CREATE FUNCTION pgqueue.enqueue(
+  task text, args jsonb DEFAULT '{}', queue text DEFAULT NULL, priority integer DEFAULT NULL, delay interval DEFAULT NULL,
+  run_at timestamptz DEFAULT NULL, idempotency_key text DEFAULT NULL, key_ttl interval DEFAULT NULL, headers jsonb DEFAULT NULL)
+RETURNS bigint LANGUAGE sql VOLATILE SECURITY DEFINER SET search_path = pg_catalog, pg_temp AS $$
+  SELECT e.job_id FROM pgqueue.enqueue_job(task, args, queue, priority, delay, run_at, idempotency_key, key_ttl, headers) e;
+$$;
+COMMENT ON FUNCTION pgqueue.enqueue IS 'Enqueues one job in the caller''s transaction and returns its id (or that of the job that has the idempotency key)';
+
+CREATE FUNCTION pgqueue.enqueue_many(
+  task text, args jsonb[], queue text DEFAULT NULL, priority integer DEFAULT NULL, delay interval DEFAULT NULL,
+  run_at timestamptz DEFAULT NULL, idempotency_keys text[] DEFAULT NULL, key_ttl interval DEFAULT NULL, headers jsonb DEFAULT NULL)
+RETURNS SETOF bigint LANGUAGE sql VOLATILE SECURITY DEFINER SET search_path = pg_catalog, pg_temp AS $$
+  SELECT e.job_id FROM pgqueue.enqueue_jobs(task, args, queue, priority, delay, run_at, idempotency_keys, key_ttl, headers) e;
+$$;
+COMMENT ON FUNCTION pgqueue.enqueue_many IS 'Enqueues many jobs of one task in the caller''s transaction and returns their ids in the order given';
+
+-- The last statement of a job's transaction. It raises, because a count looked at after COMMIT comes too late.
+CREATE FUNCTION pgqueue.assert_settled(settled bigint, asked integer, claim text) RETURNS void
+LANGUAGE plpgsql STABLE SET search_path = pg_catalog, pg_temp AS $$
+BEGIN
+  IF current_setting('pgqueue.claim', true) IS DISTINCT FROM claim THEN
+    RAISE EXCEPTION 'the job''s transaction was ended inside its handler' USING ERRCODE = 'PQ002';
+  END IF;
+  IF settled <> asked THEN
+    RAISE EXCEPTION 'claim lost: % of % jobs still belong to this claim', settled, asked USING ERRCODE = 'PQ001';
+  END IF;
+END $$;
+COMMENT ON FUNCTION pgqueue.assert_settled IS 'Raises PQ001 when a claim was lost, PQ002 when the transaction is no longer the job''s own';
+
+-- What people do to jobs, each deed with its audit row in the same transaction.
+
+CREATE FUNCTION pgqueue.note_operation(actor text, via text, action text, target text, reason text, matched bigint DEFAULT 1,
+                                       changed bigint DEFAULT 1, detail jsonb DEFAULT NULL)
+RETURNS void LANGUAGE sql VOLATILE SET search_path = pg_catalog, pg_temp AS $$
+  INSERT INTO pgqueue.operator_audit (actor, via, action, target, reason, matched, changed, detail)
+  VALUES (coalesce(actor, session_user), coalesce(via, 'sql'), action, target, reason, matched, changed, detail);
+$$;
+COMMENT ON FUNCTION pgqueue.note_operation IS 'Writes one operator_audit row';
+
+CREATE FUNCTION pgqueue.cancel(job_id bigint, reason text DEFAULT NULL, actor text DEFAULT NULL, via text DEFAULT NULL)
+RETURNS text LANGUAGE plpgsql VOLATILE SECURITY DEFINER SET search_path = pg_catalog, pg_temp AS $$
+#variable_conflict use_column
+DECLARE
+  job pgqueue.jobs;
+BEGIN
+  SELECT * INTO job FROM pgqueue.jobs j WHERE j.id = cancel.job_id FOR UPDATE;
+  IF NOT FOUND THEN
+    RETURN CASE WHEN EXISTS (SELECT FROM pgqueue.job_history h WHERE h.job_id = cancel.job_id)
+                  OR EXISTS (SELECT FROM pgqueue.dead_letter_jobs d WHERE d.job_id = cancel.job_id) THEN 'ended' ELSE 'unknown' END;
+  END IF;
+  IF job.state = 'running' THEN
+    UPDATE pgqueue.jobs SET cancel_requested_at = coalesce(cancel_requested_at, clock_timestamp()),
+      cancel_reason = coalesce(cancel_reason, cancel.reason, 'cancelled') WHERE id = cancel.job_id;
+    PERFORM pgqueue.note_operation(cancel.actor, cancel.via, 'cancel', 'job ' || cancel.job_id, cancel.reason, detail => '{"state": "running"}');
+    RETURN 'requested';
+  END IF;
+  DELETE FROM pgqueue.jobs WHERE id = cancel.job_id;
+  INSERT INTO pgqueue.job_history (job_id, enqueued_at, due_at, finished_at, ready_seq, priority, attempts, max_attempts, state,
+      queue, task, args, headers, tags, idempotency_key, errors, parent_id, redrive_of)
+    VALUES (job.id, job.created_at, job.run_at, clock_timestamp(), job.ready_seq, job.priority, job.attempt, job.max_attempts, 'cancelled',
+      job.queue, job.task, job.args, job.headers, job.tags, job.idempotency_key, job.errors, job.parent_id, job.redrive_of);
+  INSERT INTO pgqueue.job_transitions (job_id, from_state, to_state, reason, actor, queue, task, attempt, note)
+    VALUES (job.id, job.state, 'cancelled', 'cancelled', coalesce(cancel.actor, session_user), job.queue, job.task, job.attempt, cancel.reason);
+  PERFORM pgqueue.note_operation(cancel.actor, cancel.via, 'cancel', 'job ' || cancel.job_id, cancel.reason,
+    detail => jsonb_build_object('state', job.state));
+  RETURN 'cancelled';
+END $$;
+COMMENT ON FUNCTION pgqueue.cancel IS 'Cancels a waiting job at once (cancelled), asks a running one to stop (requested), or says ended or unknown';
+
+CREATE FUNCTION pgqueue.run_now(job_id bigint, reason text DEFAULT NULL, actor text DEFAULT NULL, via text DEFAULT NULL)
+RETURNS text LANGUAGE plpgsql VOLATILE SECURITY DEFINER SET search_path = pg_catalog, pg_temp AS $$
+#variable_conflict use_column
+DECLARE
+  job pgqueue.jobs;
+BEGIN
+  SELECT * INTO job FROM pgqueue.jobs j WHERE j.id = run_now.job_id FOR UPDATE;
+  IF NOT FOUND THEN
+    RETURN CASE WHEN EXISTS (SELECT FROM pgqueue.job_history h WHERE h.job_id = run_now.job_id)
+                  OR EXISTS (SELECT FROM pgqueue.dead_letter_jobs d WHERE d.job_id = run_now.job_id) THEN 'ended' ELSE 'unknown' END;
+  END IF;
+  IF job.state IN ('ready', 'running') THEN
+    RETURN job.state;
+  END IF;
+  UPDATE pgqueue.jobs SET state = 'ready', hold_reason = NULL, run_at = clock_timestamp(), ready_seq = nextval('pgqueue.job_seq')
+    WHERE id = run_now.job_id;
+  INSERT INTO pgqueue.job_transitions (job_id, from_state, to_state, reason, actor, queue, task, attempt, note)
+    VALUES (job.id, job.state, 'ready', 'run_now', coalesce(run_now.actor, session_user), job.queue, job.task, job.attempt, run_now.reason);
+  PERFORM pgqueue.note_operation(run_now.actor, run_now.via, 'run_now', 'job ' || run_now.job_id, run_now.reason,
+    detail => jsonb_build_object('state', job.state));
+  PERFORM pgqueue.wake(job.queue);
+  RETURN 'freed';
+END $$;
+COMMENT ON FUNCTION pgqueue.run_now IS 'Makes a scheduled or held job ready now (freed), or says ready, running, ended or unknown';
+
+CREATE FUNCTION pgqueue.redrive(job_id bigint, reason text DEFAULT NULL, actor text DEFAULT NULL, via text DEFAULT NULL,
+                                queue text DEFAULT NULL, priority integer DEFAULT NULL, delay interval DEFAULT NULL)
+RETURNS bigint LANGUAGE plpgsql VOLATILE SECURITY DEFINER SET search_path = pg_catalog, pg_temp AS $$
+#variable_conflict use_column
+DECLARE
+  letter pgqueue.dead_letter_jobs;
+  moment timestamptz := clock_timestamp();
+  due timestamptz := moment + coalesce(redrive.delay, interval '0');
+  new_id bigint;
+BEGIN
+  PERFORM pgqueue.check_job('redrive', '{}', redrive.queue, redrive.priority, redrive.delay, NULL, NULL, NULL, NULL, NULL);
+  SELECT * INTO letter FROM pgqueue.dead_letter_jobs d WHERE d.job_id = redrive.job_id FOR UPDATE;
+  IF NOT FOUND THEN
+    RETURN NULL;
+  END IF;
+  IF letter.redriven_as IS NOT NULL THEN
+    RETURN letter.redriven_as;
+  END IF;
+  new_id := nextval('pgqueue.job_seq');
+  INSERT INTO pgqueue.jobs (id, created_at, run_at, ready_seq, priority, max_attempts, state, queue, task, args, headers, tags,
+      idempotency_key, timeout_s, retry, parent_id, redrive_of)
+    VALUES (new_id, moment, due, CASE WHEN due = moment THEN new_id END, coalesce(redrive.priority, letter.priority), letter.max_attempts,
+      CASE WHEN due = moment THEN 'ready' ELSE 'scheduled' END, coalesce(redrive.queue, letter.queue), letter.task, letter.args,
+      letter.headers, letter.tags, letter.idempotency_key, letter.timeout_s, letter.retry, letter.parent_id, letter.job_id);
+  UPDATE pgqueue.dead_letter_jobs SET redriven_as = new_id, redriven_at = moment WHERE job_id = letter.job_id;
+  INSERT INTO pgqueue.job_transitions (job_id, from_state, to_state, reason, actor, queue, task, note)
+    VALUES (new_id, 'dead', 'ready', 'redriven', coalesce(redrive.actor, session_user), coalesce(redrive.queue, letter.queue), letter.task, redrive.reason);
+  PERFORM pgqueue.note_operation(redrive.actor, redrive.via, 'redrive', 'dead letter ' || letter.job_id, redrive.reason,
+    detail => jsonb_build_object('redriven_as', new_id));
+  PERFORM pgqueue.wake(coalesce(redrive.queue, letter.queue));
+  RETURN new_id;
+END $$;
+COMMENT ON FUNCTION pgqueue.redrive IS 'Enqueues a dead job again as a new, linked job and returns its id; a second call returns the same id; NULL if there is no such dead letter';
+
+CREATE FUNCTION pgqueue.discard(job_id bigint, reason text DEFAULT NULL, actor text DEFAULT NULL, via text DEFAULT NULL)
+RETURNS boolean LANGUAGE plpgsql VOLATILE SECURITY DEFINER SET search_path = pg_catalog, pg_temp AS $$
+#variable_conflict use_column
+DECLARE
+  letter pgqueue.dead_letter_jobs;
+BEGIN
+  DELETE FROM pgqueue.dead_letter_jobs d WHERE d.job_id = discard.job_id RETURNING * INTO letter;
+  IF NOT FOUND THEN
+    RETURN false;
+  END IF;
+  INSERT INTO pgqueue.job_history (job_id, enqueued_at, due_at, finished_at, claim_id, worker_id, priority, attempts, max_attempts, state,
+      queue, task, args, headers, tags, idempotency_key, errors, parent_id, redrive_of)
+    VALUES (letter.job_id, letter.job_created_at, letter.failed_at, clock_timestamp(), letter.claim_id, letter.worker_id, letter.priority,
+      letter.attempts, letter.max_attempts, 'cancelled', letter.queue, letter.task, letter.args, letter.headers, letter.tags,
+      letter.idempotency_key, letter.errors, letter.parent_id, letter.redrive_of);
+  INSERT INTO pgqueue.job_transitions (job_id, from_state, to_state, reason, actor, queue, task, attempt, note)
+    VALUES (letter.job_id, 'dead', 'cancelled', 'discarded', coalesce(discard.actor, session_user), letter.queue, letter.task, letter.attempts, discard.reason);
+  PERFORM pgqueue.note_operation(discard.actor, discard.via, 'discard', 'dead letter ' || letter.job_id, discard.reason,
+    detail => jsonb_build_object('reason', letter.reason, 'redriven_as', letter.redriven_as));
+  RETURN true;
+END $$;
+COMMENT ON FUNCTION pgqueue.discard IS 'Gives a dead letter up: it moves to job_history as cancelled; false if there is no such dead letter';
+
+CREATE FUNCTION pgqueue.pause(queue text, reason text DEFAULT NULL, until timestamptz DEFAULT NULL, actor text DEFAULT NULL, via text DEFAULT NULL)
+RETURNS timestamptz LANGUAGE plpgsql VOLATILE SECURITY DEFINER SET search_path = pg_catalog, pg_temp AS $$
+#variable_conflict use_column
+DECLARE
+  since timestamptz;
+BEGIN
+  INSERT INTO pgqueue.queues AS q (name, paused_at, paused_by, pause_reason, paused_until)
+    VALUES (pause.queue, clock_timestamp(), coalesce(pause.actor, session_user), pause.reason, pause.until)
+    ON CONFLICT (name) DO UPDATE SET paused_at = coalesce(q.paused_at, excluded.paused_at), paused_by = excluded.paused_by,
+      pause_reason = excluded.pause_reason, paused_until = excluded.paused_until
+    RETURNING q.paused_at INTO since;
+  PERFORM pgqueue.note_operation(pause.actor, pause.via, 'pause', 'queue ' || pause.queue, pause.reason);
+  PERFORM pg_notify('pgqueue_wake', '');
+  RETURN since;
+END $$;
+COMMENT ON FUNCTION pgqueue.pause IS 'Stops claims of the queue from this commit on and returns since when; jobs already claimed may still start within a heartbeat';
+
+CREATE FUNCTION pgqueue.resume(queue text, reason text DEFAULT NULL, actor text DEFAULT NULL, via text DEFAULT NULL)
+RETURNS boolean LANGUAGE plpgsql VOLATILE SECURITY DEFINER SET search_path = pg_catalog, pg_temp AS $$
+#variable_conflict use_column
+BEGIN
+  UPDATE pgqueue.queues SET paused_at = NULL, paused_by = NULL, pause_reason = NULL, paused_until = NULL
+    WHERE name = resume.queue AND paused_at IS NOT NULL;
+  IF NOT FOUND THEN
+    RETURN false;
+  END IF;
+  PERFORM pgqueue.note_operation(resume.actor, resume.via, 'resume', 'queue ' || resume.queue, resume.reason);
+  PERFORM pgqueue.wake(resume.queue);
+  RETURN true;
+END $$;
+COMMENT ON FUNCTION pgqueue.resume IS 'Lifts a pause; false if the queue was not paused';
+
+-- Day partitions of job_history and job_transitions, in UTC days.
+
+CREATE FUNCTION pgqueue.ensure_partitions(ahead_days integer DEFAULT 7)
+RETURNS integer LANGUAGE plpgsql VOLATILE SECURITY DEFINER SET search_path = pg_catalog, pg_temp AS $$
+DECLARE
+  parent text;
+  day date;
+  made integer := 0;
+BEGIN
+  IF ahead_days NOT BETWEEN 0 AND 60 THEN
+    RAISE EXCEPTION 'ahead_days: out of range; 0 to 60' USING ERRCODE = '22023';
+  END IF;
+  FOREACH parent IN ARRAY ARRAY['job_history', 'job_transitions'] LOOP
+    FOR i IN 0..ahead_days LOOP
+      day := (clock_timestamp() AT TIME ZONE 'UTC')::date + i;
+      CONTINUE WHEN to_regclass(format('pgqueue.%I', parent || to_char(day, '"_"YYYYMMDD'))) IS NOT NULL;
+      BEGIN
+        EXECUTE format('CREATE TABLE pgqueue.%I PARTITION OF pgqueue.%I FOR VALUES FROM (%L) TO (%L)',
+          parent || to_char(day, '"_"YYYYMMDD'), parent,
+          to_char(day, 'YYYY-MM-DD') || ' 00:00:00+00', to_char(day + 1, 'YYYY-MM-DD') || ' 00:00:00+00');
+        made := made + 1;
+      EXCEPTION
+        -- Rows of that day already lie in the default partition, or another process was faster.
+        WHEN check_violation OR duplicate_table THEN NULL;
+      END;
+    END LOOP;
+  END LOOP;
+  RETURN made;
+END $$;
+COMMENT ON FUNCTION pgqueue.ensure_partitions IS 'Makes the missing day partitions from today to ahead_days from now; returns how many';
+
+CREATE FUNCTION pgqueue.drop_partitions(keep_days integer)
+RETURNS integer LANGUAGE plpgsql VOLATILE SECURITY DEFINER SET search_path = pg_catalog, pg_temp AS $$
+DECLARE
+  part record;
+  dropped integer := 0;
+BEGIN
+  IF keep_days NOT BETWEEN 1 AND 36500 THEN
+    RAISE EXCEPTION 'keep_days: out of range; 1 to 36500' USING ERRCODE = '22023';
+  END IF;
+  FOR part IN
+    SELECT c.relname FROM pg_inherits i JOIN pg_class c ON c.oid = i.inhrelid
+      JOIN pg_class p ON p.oid = i.inhparent JOIN pg_namespace n ON n.oid = p.relnamespace
+    WHERE n.nspname = 'pgqueue' AND p.relname IN ('job_history', 'job_transitions') AND c.relname ~ '_[0-9]{8}$'
+      AND to_date(right(c.relname, 8), 'YYYYMMDD') < (clock_timestamp() AT TIME ZONE 'UTC')::date - keep_days
+    ORDER BY c.relname
+  LOOP
+    EXECUTE format('DROP TABLE pgqueue.%I', part.relname);
+    dropped := dropped + 1;
+  END LOOP;
+  RETURN dropped;
+END $$;
+COMMENT ON FUNCTION pgqueue.drop_partitions IS 'Drops the day partitions older than keep_days; returns how many';
+
+SELECT pgqueue.ensure_partitions(7);
+
+-- What DBAs and dashboards read. No arguments, headers, results or tracebacks in any of them.
+
+CREATE VIEW pgqueue.queue_health AS
+SELECT q.name AS queue, q.paused_at IS NOT NULL AS paused,
+  due.n AS due, due.n > 10000 AS due_capped,
+  (SELECT count(*) FROM (SELECT FROM pgqueue.jobs j WHERE j.ready_seq IS NULL AND j.hold_reason IS NULL AND j.queue = q.name LIMIT 10001) c) AS scheduled,
+  (SELECT count(*) FROM (SELECT FROM pgqueue.jobs j WHERE j.hold_reason IS NOT NULL AND j.queue = q.name LIMIT 10001) c) AS held,
+  coalesce(r.running, 0) AS running,
+  coalesce((SELECT greatest(0, extract(epoch FROM max(clock_timestamp() - head.run_at)))
+    FROM generate_series(0, 9) AS p (priority)
+    CROSS JOIN LATERAL (SELECT j.run_at FROM pgqueue.jobs j
+      WHERE j.ready_seq IS NOT NULL AND j.state = 'ready' AND j.queue = q.name AND j.priority = p.priority ORDER BY j.ready_seq LIMIT 1) head), 0)::double precision AS lag_s,
+  (SELECT count(*) FROM pgqueue.workers w WHERE w.status = 'live' AND q.name = ANY (w.queues)
+    AND w.beat_at > clock_timestamp() - make_interval(secs => w.lease_s)) AS workers_live,
+  (SELECT coalesce(sum(w.slots), 0) FROM pgqueue.workers w WHERE w.status = 'live' AND q.name = ANY (w.queues)
+    AND w.beat_at > clock_timestamp() - make_interval(secs => w.lease_s)) AS slots,
+  (SELECT count(*) FROM (SELECT FROM pgqueue.dead_letter_jobs d WHERE d.queue = q.name AND d.redriven_as IS NULL LIMIT 10001) c) AS dead_waiting,
+  (SELECT count(*) FROM (SELECT FROM pgqueue.dead_letter_jobs d WHERE d.queue = q.name AND d.redriven_as IS NULL
+    AND d.created_at > clock_timestamp() - interval '15 minutes' LIMIT 10001) c) AS dead_recent
+FROM pgqueue.queues q
+LEFT JOIN (SELECT j.queue, count(*) AS running FROM pgqueue.claims c CROSS JOIN LATERAL unnest(c.job_ids) AS m (id)
+  JOIN pgqueue.jobs j ON j.id = m.id AND j.claim_id = c.claim_id GROUP BY j.queue) r ON r.queue = q.name
+CROSS JOIN LATERAL (SELECT count(*) AS n FROM (SELECT FROM pgqueue.jobs j
+  WHERE j.ready_seq IS NOT NULL AND j.state = 'ready' AND j.queue = q.name LIMIT 10001) c) due;
+COMMENT ON VIEW pgqueue.queue_health IS 'One row per queue: what is due, how late the oldest is, who works on it; counts are capped at 10,001';
+
+CREATE VIEW pgqueue.running_jobs AS
+SELECT j.id AS job_id, j.queue, j.task, j.attempt, j.max_attempts, j.started_at,
+  extract(epoch FROM clock_timestamp() - j.started_at)::double precision AS age_s,
+  j.worker_id, w.host, w.pid, w.status AS worker_status, j.cancel_requested_at
+FROM pgqueue.claims c CROSS JOIN LATERAL unnest(c.job_ids) AS m (id)
+JOIN pgqueue.jobs j ON j.id = m.id AND j.claim_id = c.claim_id
+LEFT JOIN pgqueue.workers w ON w.id = j.worker_id;
+COMMENT ON VIEW pgqueue.running_jobs IS 'Claimed jobs and where they run';
+
+CREATE VIEW pgqueue.dead_letter_summary AS
+SELECT d.queue, d.task, d.reason, d.error_type, d.error_fingerprint, count(*) AS dead, min(d.created_at) AS first_at, max(d.created_at) AS last_at,
+  (array_agg(d.error_message ORDER BY d.created_at DESC))[1] AS sample_message
+FROM pgqueue.dead_letter_jobs d
+WHERE d.redriven_as IS NULL
+GROUP BY d.queue, d.task, d.reason, d.error_type, d.error_fingerprint;
+COMMENT ON VIEW pgqueue.dead_letter_summary IS 'Dead letters that wait for a decision, grouped by cause';
+
+CREATE FUNCTION pgqueue.job_timeline(job_id bigint)
+RETURNS TABLE (at timestamptz, event text, from_state text, to_state text, reason text, actor text, attempt integer, detail text)
+LANGUAGE sql STABLE SECURITY DEFINER SET search_path = pg_catalog, pg_temp AS $$
+  WITH whole AS (
+    SELECT j.created_at, j.run_at, j.started_at, j.state, j.attempt::integer AS attempt, j.worker_id, NULL::timestamptz AS finished_at, j.redrive_of, j.parent_id
+      FROM pgqueue.jobs j WHERE j.id = job_timeline.job_id
+    UNION ALL
+    SELECT h.enqueued_at, h.due_at, h.started_at, h.state, h.attempts, h.worker_id, h.finished_at, h.redrive_of, h.parent_id
+      FROM pgqueue.job_history h WHERE h.job_id = job_timeline.job_id
+    UNION ALL
+    SELECT d.job_created_at, NULL, NULL, 'dead', d.attempts, d.worker_id, d.created_at, d.redrive_of, d.parent_id
+      FROM pgqueue.dead_letter_jobs d WHERE d.job_id = job_timeline.job_id
+  )
+  SELECT w.created_at, 'enqueued', NULL, NULL, NULL, NULL, NULL::integer,
+      concat_ws(', ', 'repeats dead letter ' || w.redrive_of, 'enqueued by job ' || w.parent_id) FROM whole w
+  UNION ALL
+  SELECT w.started_at, 'claimed', 'ready', 'running', 'claimed', 'worker:' || w.worker_id, w.attempt, NULL FROM whole w WHERE w.started_at IS NOT NULL
+  UNION ALL
+  SELECT t.at, 'transition', t.from_state, t.to_state, t.reason, t.actor, t.attempt::integer,
+      concat_ws(', ', t.error_type, 'ran ' || round(t.run_s::numeric, 3) || ' s', 'next ' || t.next_run_at, t.note)
+    FROM pgqueue.job_transitions t WHERE t.job_id = job_timeline.job_id
+  UNION ALL
+  SELECT w.finished_at, 'ended', 'running', w.state, w.state, 'worker:' || w.worker_id, w.attempt, NULL FROM whole w WHERE w.state = 'succeeded'
+  UNION ALL
+  SELECT a.at, 'operator', NULL, NULL, a.action, a.actor, NULL, a.reason FROM pgqueue.operator_audit a
+    WHERE a.target IN ('job ' || job_timeline.job_id, 'dead letter ' || job_timeline.job_id)
+  ORDER BY 1;
+$$;
+COMMENT ON FUNCTION pgqueue.job_timeline IS 'One job''s life from its enqueue to its end, in order';
+
+-- PUBLIC gets nothing, now and for what comes later.
+REVOKE ALL ON ALL TABLES IN SCHEMA pgqueue FROM PUBLIC;
+REVOKE ALL ON ALL SEQUENCES IN SCHEMA pgqueue FROM PUBLIC;
+REVOKE ALL ON ALL FUNCTIONS IN SCHEMA pgqueue FROM PUBLIC;
+ALTER DEFAULT PRIVILEGES IN SCHEMA pgqueue REVOKE ALL ON FUNCTIONS FROM PUBLIC;

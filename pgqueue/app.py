@@ -1,0 +1,241 @@
+"""The App: an application's tasks and settings, and the one place that knows all rooms."""
+
+from __future__ import annotations
+
+import importlib
+import sys
+from collections.abc import Callable, Mapping, Sequence
+from functools import cached_property
+from types import MappingProxyType
+from typing import Any, Concatenate, ParamSpec, TypeVar, overload
+
+from pgqueue.core.events import Events
+from pgqueue.core.names import check_queue
+from pgqueue.core.registry import Registry
+from pgqueue.core.retry import Retry
+from pgqueue.errors import ConfigurationError, DuplicateTask
+from pgqueue.producer.enqueue import Enqueued, enqueue, enqueue_async
+from pgqueue.producer.own import OwnConnections
+from pgqueue.producer.plan import JobOptions, TaskDefaults, plan_one
+from pgqueue.settings import Settings, load_settings
+from pgqueue.storage.binding import Where
+from pgqueue.task import Task
+from pgqueue.version import VERSION
+from pgqueue.worker.context import AsyncJobContext, JobContext
+from pgqueue.worker.runtime import PoolPlan, Worker
+
+P = ParamSpec("P")
+R = TypeVar("R")
+
+
+class App:
+    """An application's registry of tasks. Making one connects to nothing and reads no file until it must.
+
+    dsn: libpq URI or keywords; default PGQUEUE_DATABASE_URL, DATABASE_URL, then libpq's PG* variables.
+    retry: the policy of tasks that have none of their own. settings: any field of docs/reference/settings.md.
+    """
+
+    def __init__(self, dsn: str | None = None, *, retry: Retry | None = None, **settings: Any) -> None:
+        self._overrides = {**({} if dsn is None else {"database_url": dsn}), **settings}
+        self._retry = retry
+        self._tasks: dict[str, Task[..., Any]] = {}
+        self.events = Events()
+
+    @cached_property
+    def settings(self) -> Settings:
+        """The settings, read at first use. Raises ConfigurationError with every problem at once."""
+        return load_settings(**self._overrides)
+
+    @cached_property
+    def own(self) -> OwnConnections:
+        """Connections for enqueues that name none."""
+        return OwnConnections(self.settings.database_url, connect_timeout_s=self.settings.connect_timeout_s)
+
+    @property
+    def tasks(self) -> Mapping[str, Task[..., Any]]:
+        """The registered tasks by name, read-only."""
+        return MappingProxyType(self._tasks)
+
+    @overload
+    def task(self, function: Callable[Concatenate[JobContext, P], R], /) -> Task[P, R]: ...
+    @overload
+    def task(self, function: Callable[Concatenate[AsyncJobContext, P], R], /) -> Task[P, R]: ...
+    @overload
+    def task(self, function: Callable[P, R], /) -> Task[P, R]: ...
+    @overload
+    def task(
+        self,
+        *,
+        name: str | None = None,
+        queue: str = "default",
+        priority: int = 5,
+        retry: Retry | None = None,
+        timeout: str | float | None = None,
+    ) -> _Decorator: ...
+
+    def task(self, function: Callable[..., Any] | None = None, /, **options: Any) -> Any:
+        """Register a function as a task.
+
+        name: default `module.function` · queue: default "default" · priority: 0 (first) to 9, default 5 ·
+        retry: its Retry policy · timeout: how long one attempt may take ("30s").
+        The function's first parameter is the context if it is called `ctx` or annotated JobContext.
+        Raises DuplicateTask for a name that is taken, ConfigurationError for a signature that cannot work.
+        """
+        if function is not None:
+            return self._register(Task(self, function))
+        return lambda found: self._register(Task(self, found, **options))
+
+    def enqueue(
+        self, task: str, args: Mapping[str, Any] | None = None, *, where: Where = None, **options: Any
+    ) -> Enqueued:
+        """Enqueue by name, for a task registered elsewhere: the database knows its queue once a worker started with it."""
+        return enqueue(where, self._plan_by_name(task, args, options), own=self.own)
+
+    async def enqueue_async(
+        self, task: str, args: Mapping[str, Any] | None = None, *, where: Where = None, **options: Any
+    ) -> Enqueued:
+        """As `enqueue`, on an async connection or session."""
+        return await enqueue_async(where, self._plan_by_name(task, args, options), own=self.own)
+
+    def policy(self, task: str, queue: str) -> Retry:
+        """The retry policy of a task's jobs in a queue.
+
+        The file's entry for the task, the code's, the file's entry for the queue, the App's, the file's default,
+        the built-in default: the first that exists. So payments and mails can be tuned without a deploy.
+        """
+        key = (task, queue)
+        found = self._policies.get(key)
+        if found is None:
+            found = self._policies[key] = self._find_policy(task, queue)
+        return found
+
+    def worker(
+        self,
+        queues: str | Sequence[str] | None = None,
+        *,
+        concurrency: int | None = None,
+        drain: bool = False,
+        app_reference: str | None = None,
+        suspects_only: bool = False,
+    ) -> Worker:
+        """A worker for `queues` ("critical:8,default:4" or names); default: every queue the tasks name, and "default"."""
+        pools = plan_pools(queues, concurrency or self.settings.concurrency, self._tasks.values())
+        return Worker(
+            self.registry(),
+            self.settings,
+            pools,
+            version=VERSION,
+            events=self.events,
+            drain=drain,
+            app_reference=app_reference,
+            suspects_only=suspects_only,
+        )
+
+    def registry(self) -> Registry:
+        """The tasks as a worker knows them."""
+        return Registry({name: task.registered() for name, task in self._tasks.items()}, self.policy)
+
+    def close(self) -> None:
+        """Close the connections this App opened for itself."""
+        own = self.__dict__.get("own")
+        if own is not None:
+            own.close()
+
+    @cached_property
+    def _policies(self) -> dict[tuple[str, str], Retry]:
+        return {}
+
+    def _register(self, task: Task[..., Any]) -> Task[..., Any]:
+        if task.name in self._tasks:
+            raise DuplicateTask(f"task {task.name}: registered twice; give one of them another name=")
+        self._tasks[task.name] = task
+        return task
+
+    def _plan_by_name(self, name: str, args: Mapping[str, Any] | None, options: dict[str, Any]) -> Any:
+        task = self._tasks.get(name)
+        return plan_one(
+            name,
+            args or {},
+            JobOptions.checked(**options),
+            defaults=TaskDefaults() if task is None else task.defaults,
+            signature=None if task is None else task.signature,
+            bytes_max=self.settings.payload_bytes_max,
+        )
+
+    def _find_policy(self, name: str, queue: str) -> Retry:
+        from_file = self.settings.retry
+        task = self._tasks.get(name)
+        if name in from_file.tasks:
+            return Retry.from_mapping(from_file.tasks[name], where=f"retry.tasks.{name}")
+        if task is not None and task.retry is not None:
+            return task.retry
+        if queue in from_file.queues:
+            return Retry.from_mapping(from_file.queues[queue], where=f"retry.queues.{queue}")
+        if self._retry is not None:
+            return self._retry
+        if from_file.default:
+            return Retry.from_mapping(from_file.default, where="retry.default")
+        return Retry()
+
+
+class _Decorator:
+    """What `@app.task(…)` returns, as the type checker sees it."""
+
+    @overload
+    def __call__(self, function: Callable[Concatenate[JobContext, P], R], /) -> Task[P, R]: ...
+    @overload
+    def __call__(self, function: Callable[Concatenate[AsyncJobContext, P], R], /) -> Task[P, R]: ...
+    @overload
+    def __call__(self, function: Callable[P, R], /) -> Task[P, R]: ...
+    def __call__(self, function: Callable[..., Any], /) -> Any:
+        """Register `function`."""
+        raise NotImplementedError  # pragma: no cover - typing only
+
+
+def load_app(reference: str) -> App:
+    """Import an application's App from `module:attribute`.
+
+    Raises ConfigurationError naming what could not be found; an error inside the module is its cause.
+    """
+    module_name, _, attribute = reference.partition(":")
+    if not module_name:
+        raise ConfigurationError(f"-A {reference}: write module:attribute, as in `myservice.jobs:app`")
+    if "" not in sys.path:
+        sys.path.insert(0, "")
+    try:
+        module = importlib.import_module(module_name)
+    except ModuleNotFoundError as error:
+        if error.name is not None and (module_name == error.name or module_name.startswith(f"{error.name}.")):
+            raise ConfigurationError(
+                f"-A {reference}: no module {error.name}; run from the folder that holds it, or set PYTHONPATH"
+            ) from error
+        raise ConfigurationError(f"-A {reference}: importing it failed: no module {error.name}") from error
+    except Exception as error:
+        raise ConfigurationError(f"-A {reference}: importing it failed: {type(error).__name__}") from error
+    found = getattr(module, attribute or "app", None)
+    if not isinstance(found, App):
+        raise ConfigurationError(f"-A {reference}: {module_name} has no App called {attribute or 'app'}")
+    return found
+
+
+def plan_pools(queues: str | Sequence[str] | None, concurrency: int, tasks: Any) -> list[PoolPlan]:
+    """Read `critical:8,default:4` (slots of their own) or `a,b` (shared slots). Raises ConfigurationError."""
+    if queues is None:
+        queues = sorted({"default", *(task.queue for task in tasks)})
+    parts = [part.strip() for part in queues.split(",")] if isinstance(queues, str) else list(queues)
+    shared: list[str] = []
+    own: list[PoolPlan] = []
+    for part in parts:
+        name, colon, slots = part.partition(":")
+        check_queue(name)
+        if name in shared or any(name in plan.queues for plan in own):
+            raise ConfigurationError(f"-q {name}: named twice")
+        if not colon:
+            shared.append(name)
+        elif slots.isdecimal() and 1 <= int(slots) <= 10_000:
+            own.append(PoolPlan((name,), int(slots)))
+        else:
+            raise ConfigurationError(f"-q {part}: slots are a number from 1 to 10000, as in {name}:8")
+    if not 1 <= concurrency <= 10_000:
+        raise ConfigurationError(f"-c {concurrency}: a number from 1 to 10000")
+    return own + ([PoolPlan(tuple(shared), concurrency)] if shared else [])

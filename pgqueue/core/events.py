@@ -1,0 +1,162 @@
+"""What happens inside the rooms, as typed facts. Rooms emit; logs, metrics and traces listen.
+
+No room imports a logger's or a metric's name, and a listener that raises, blocks or counts wrong changes no
+job's fate: it is isolated, and counted.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass, field
+
+
+@dataclass(frozen=True, slots=True)
+class AttemptEnded:
+    """One attempt, as its canonical log line and its metrics tell it."""
+
+    job_id: int
+    task: str
+    queue: str
+    attempt: int
+    max_attempts: int
+    outcome: str
+    reason: str
+    wait_s: float
+    run_s: float
+    worker_id: str
+    claim_id: str
+    error_type: str | None = None
+    error_message: str | None = None
+    error_fingerprint: str | None = None
+    sqlstate: str | None = None
+    next_delay_s: float | None = None
+    warning: str | None = None
+    headers: dict[str, str] | None = None
+    idempotency_key: str | None = None
+
+
+@dataclass(frozen=True, slots=True)
+class AttemptsSucceeded:
+    """Successful attempts, as many as were settled together: the hot path speaks once per batch.
+
+    `line(i)` builds the i-th attempt's full line, `facts()` all of (task, queue, wait_s, run_s): a listener
+    pays only for what it uses.
+    """
+
+    count: int
+    settle_s: float
+    line: Callable[[int], AttemptEnded]
+    facts: Callable[[], list[tuple[str, str, float, float]]]
+
+
+@dataclass(frozen=True, slots=True)
+class ClaimTaken:
+    """A claim statement's answer."""
+
+    jobs: int
+    wanted: int
+    seconds: float
+    mode: str
+
+
+@dataclass(frozen=True, slots=True)
+class ClaimLostSeen:
+    """The fence refused a settlement: another claim of the job is newer, nothing was committed."""
+
+    job_id: int
+    task: str
+    queue: str
+    claim_id: str
+
+
+@dataclass(frozen=True, slots=True)
+class JobHeld:
+    """A claimed job was put aside without using an attempt."""
+
+    job_id: int
+    task: str
+    queue: str
+    reason: str
+
+
+@dataclass(frozen=True, slots=True)
+class JobsRescued:
+    """Claims of a dead worker were taken back."""
+
+    worker_id: str
+    cause: str
+    held: int
+    dead: int
+
+
+@dataclass(frozen=True, slots=True)
+class WorkerChanged:
+    """A worker process started, drains, stopped, or was declared dead by others (`lost`)."""
+
+    worker_id: str
+    status: str
+    queues: tuple[str, ...] = ()
+    slots: int = 0
+    note: str = ""
+
+
+@dataclass(frozen=True, slots=True)
+class DatabaseTrouble:
+    """A room's connection met a fault, or is well again (`over`). Once per change of cause."""
+
+    room: str
+    cause: str
+    over: bool
+
+
+@dataclass(frozen=True, slots=True)
+class Warned:
+    """Something an operator should know and nothing else reports; `key` tells one kind from another."""
+
+    key: str
+    message: str
+    fields: dict[str, object] = field(default_factory=dict)
+
+
+@dataclass(frozen=True, slots=True)
+class DutyDone:
+    """One round of an upkeep duty."""
+
+    duty: str
+    seconds: float
+    changed: int
+
+
+Event = (
+    AttemptEnded
+    | AttemptsSucceeded
+    | ClaimTaken
+    | ClaimLostSeen
+    | JobHeld
+    | JobsRescued
+    | WorkerChanged
+    | DatabaseTrouble
+    | Warned
+    | DutyDone
+)
+Listener = Callable[[object], None]
+
+
+class Events:
+    """Where rooms say what happened."""
+
+    def __init__(self) -> None:
+        self._listeners: tuple[Listener, ...] = ()
+        self.failures = 0
+
+    def listen(self, listener: Listener) -> None:
+        """Call `listener` with every event from now on, in the thread that emits it."""
+        self._listeners = (*self._listeners, listener)
+
+    def emit(self, event: object) -> None:
+        """Tell every listener; what one raises is counted and goes no further."""
+        for listener in self._listeners:
+            try:
+                listener(event)
+            except Exception:  # noqa: BLE001 - a listener's fault must not become a job's
+                self.failures += 1

@@ -1,0 +1,190 @@
+"""A registered function, and the ways to enqueue it. Made by `@app.task`; part of the public face."""
+
+from __future__ import annotations
+
+import inspect
+from collections.abc import Callable, Iterable, Mapping
+from typing import TYPE_CHECKING, Any, Generic, ParamSpec, TypeVar
+
+from pgqueue.core.durations import parse_duration
+from pgqueue.core.names import check_priority, check_queue, check_task
+from pgqueue.core.registry import RegisteredTask
+from pgqueue.core.retry import Retry
+from pgqueue.core.signature import inspect_handler
+from pgqueue.errors import ConfigurationError
+from pgqueue.producer.enqueue import Enqueued, enqueue, enqueue_async, enqueue_many, enqueue_many_async
+from pgqueue.producer.plan import EnqueuePlan, JobOptions, TaskDefaults, plan_many, plan_one
+from pgqueue.storage.binding import Where
+
+if TYPE_CHECKING:
+    from pgqueue.app import App
+
+P = ParamSpec("P")
+R = TypeVar("R")
+
+_NO_OPTIONS = JobOptions()
+
+
+class Task(Generic[P, R]):
+    """A function that workers run. Calling it runs it here and now, as plain Python."""
+
+    def __init__(
+        self,
+        app: App,
+        function: Callable[..., Any],
+        *,
+        name: str | None = None,
+        queue: str = "default",
+        priority: int = 5,
+        retry: Retry | None = None,
+        timeout: str | float | None = None,
+    ) -> None:
+        if not callable(function):
+            raise ConfigurationError(f"task {name}: not a function; put @app.task above a def")
+        self.app = app
+        self.function = function
+        self.name = check_task(
+            name or f"{function.__module__}.{function.__qualname__}".replace(".<locals>", "")
+        )
+        self.queue = check_queue(queue)
+        self.priority = check_priority(priority)
+        self.retry = retry
+        self.timeout_s = (
+            None if timeout is None else parse_duration(timeout, field="timeout", minimum_s=0.001)
+        )
+        self.signature = inspect_handler(function)
+        self.is_async = inspect.iscoroutinefunction(function)
+        self.__name__ = getattr(function, "__name__", self.name)
+        self.__doc__ = function.__doc__
+        self.__wrapped__ = function
+
+    def __call__(self, *args: Any, **kwargs: Any) -> Any:
+        """Run the function itself, without any queue."""
+        return self.function(*args, **kwargs)
+
+    def __repr__(self) -> str:
+        return f"<Task {self.name} queue={self.queue}>"
+
+    def using(self, **options: Any) -> BoundTask[P, R]:
+        """The task with options for the jobs enqueued through it.
+
+        queue: str · priority: int, 0 (first) to 9 · delay: "5m", seconds or timedelta · run_at: aware datetime ·
+        idempotency_key: str · key_ttl: duration · concurrency_key: str · retry: Retry · timeout: duration ·
+        expires_at: aware datetime · headers: mapping of str to str · tags: sequence of str.
+        Raises InvalidInput for an unknown option or a value out of range.
+        """
+        return BoundTask(self, JobOptions.checked(**options))
+
+    def enqueue(self, where: Where, /, *args: P.args, **kwargs: P.kwargs) -> Enqueued:
+        """Enqueue one job in the transaction of `where` (None: in one of its own), with the handler's arguments by name.
+
+        Returns the job's id, and whether it was created. Raises InvalidArguments before any statement was sent,
+        TypeError for a `where` that is not a connection or session.
+        """
+        return BoundTask(self, _NO_OPTIONS).enqueue(where, *args, **kwargs)
+
+    async def enqueue_async(self, where: Where, /, *args: P.args, **kwargs: P.kwargs) -> Enqueued:
+        """As `enqueue`, on an async connection or session."""
+        return await BoundTask(self, _NO_OPTIONS).enqueue_async(where, *args, **kwargs)
+
+    def enqueue_many(self, where: Where, jobs: Iterable[Mapping[str, Any]], /) -> list[Enqueued]:
+        """Enqueue a job for each mapping of arguments, all or none, a thousand to a statement."""
+        return BoundTask(self, _NO_OPTIONS).enqueue_many(where, jobs)
+
+    async def enqueue_many_async(self, where: Where, jobs: Iterable[Mapping[str, Any]], /) -> list[Enqueued]:
+        """As `enqueue_many`, on an async connection or session."""
+        return await BoundTask(self, _NO_OPTIONS).enqueue_many_async(where, jobs)
+
+    def enqueue_in(self, where: Any, parent_id: int, args: dict[str, Any]) -> Enqueued:
+        """Enqueue as a child of a running job; handlers call `ctx.enqueue`."""
+        return BoundTask(self, JobOptions(parent_id=parent_id)).enqueue(where, **args)
+
+    async def enqueue_in_async(self, where: Any, parent_id: int, args: dict[str, Any]) -> Enqueued:
+        """The same on an async connection."""
+        return await BoundTask(self, JobOptions(parent_id=parent_id)).enqueue_async(where, **args)
+
+    @property
+    def defaults(self) -> TaskDefaults:
+        """What a job gets where its options say nothing."""
+        return TaskDefaults(
+            queue=self.queue,
+            priority=self.priority,
+            max_attempts=self.app.policy(self.name, self.queue).max_attempts,
+        )
+
+    def registered(self) -> RegisteredTask:
+        """The task as a worker knows it."""
+        return RegisteredTask(
+            name=self.name,
+            function=self.function,
+            is_async=self.is_async,
+            signature=self.signature,
+            queue=self.queue,
+            priority=self.priority,
+            retry=self.app.policy(self.name, self.queue),
+            timeout_s=self.timeout_s,
+        )
+
+
+class BoundTask(Generic[P, R]):
+    """A task with options, from `task.using(…)`."""
+
+    def __init__(self, task: Task[P, R], options: JobOptions) -> None:
+        self.task = task
+        self.options = options
+
+    def using(self, **options: Any) -> BoundTask[P, R]:
+        """More options; the later ones win."""
+        return BoundTask(self.task, self.options.merged(JobOptions.checked(**options)))
+
+    def enqueue(self, where: Where, /, *args: P.args, **kwargs: P.kwargs) -> Enqueued:
+        """As Task.enqueue."""
+        return enqueue(where, self._plan(args, kwargs), own=self.task.app.own)
+
+    async def enqueue_async(self, where: Where, /, *args: P.args, **kwargs: P.kwargs) -> Enqueued:
+        """As Task.enqueue_async."""
+        return await enqueue_async(where, self._plan(args, kwargs), own=self.task.app.own)
+
+    def enqueue_many(self, where: Where, jobs: Iterable[Mapping[str, Any]], /) -> list[Enqueued]:
+        """As Task.enqueue_many."""
+        return enqueue_many(where, self._plans(jobs), own=self.task.app.own)
+
+    async def enqueue_many_async(self, where: Where, jobs: Iterable[Mapping[str, Any]], /) -> list[Enqueued]:
+        """As Task.enqueue_many_async."""
+        return await enqueue_many_async(where, self._plans(jobs), own=self.task.app.own)
+
+    def enqueue_in(self, where: Any, parent_id: int, args: dict[str, Any]) -> Enqueued:
+        """Enqueue as a child of a running job; handlers call `ctx.enqueue`."""
+        return BoundTask(self.task, self.options.merged(JobOptions(parent_id=parent_id))).enqueue(
+            where, **args
+        )
+
+    async def enqueue_in_async(self, where: Any, parent_id: int, args: dict[str, Any]) -> Enqueued:
+        """The same on an async connection."""
+        return await BoundTask(self.task, self.options.merged(JobOptions(parent_id=parent_id))).enqueue_async(
+            where, **args
+        )
+
+    def _plan(self, args: tuple[Any, ...], kwargs: Mapping[str, Any]) -> EnqueuePlan:
+        if args:
+            raise TypeError(
+                f"task {self.task.name}: arguments travel by name; write enqueue(where, name=value)"
+            )
+        return plan_one(
+            self.task.name,
+            kwargs,
+            self.options,
+            defaults=self.task.defaults,
+            signature=self.task.signature,
+            bytes_max=self.task.app.settings.payload_bytes_max,
+        )
+
+    def _plans(self, jobs: Iterable[Mapping[str, Any]]) -> Any:
+        return plan_many(
+            self.task.name,
+            jobs,
+            self.options,
+            defaults=self.task.defaults,
+            signature=self.task.signature,
+            bytes_max=self.task.app.settings.payload_bytes_max,
+        )

@@ -1,0 +1,1 @@
+"""One job's journey through a worker process: claimed, run, settled; and the signs of life meanwhile."""

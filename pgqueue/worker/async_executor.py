@@ -1,0 +1,206 @@
+"""Runs async handlers: one event loop in one thread, a task per job, the same steps as the sync executor."""
+
+from __future__ import annotations
+
+import asyncio
+import threading
+import time
+from typing import Any
+
+import psycopg
+from psycopg_pool import AsyncConnectionPool
+
+from pgqueue.core.decide import Kind
+from pgqueue.core.payload import encode_result
+from pgqueue.errors import TransactionMisuse
+from pgqueue.storage.faults import Fault, classify
+from pgqueue.storage.handlers import AsyncJobConnection
+from pgqueue.storage.job_transaction import AsyncJobTransaction
+from pgqueue.worker.claimed import ClaimedJob
+from pgqueue.worker.context import AsyncJobContext
+from pgqueue.worker.executor import HIDDEN_ERROR
+from pgqueue.worker.outcome import Prepared, ended_badly, prepare, put_aside
+from pgqueue.worker.settler import Settler
+from pgqueue.worker.slots import Pool
+from pgqueue.worker.state import NEVER, Running, WorkerState
+
+
+class AsyncExecutor:
+    """The event loop of one worker process, for all its pools."""
+
+    def __init__(
+        self,
+        state: WorkerState,
+        pools: tuple[Pool, ...],
+        settler: Settler,
+        connections: AsyncConnectionPool[AsyncJobConnection],
+    ) -> None:
+        self._state = state
+        self._pools = pools
+        self._settler = settler
+        self._connections = connections
+        self._loop = asyncio.new_event_loop()
+        self._tasks: set[asyncio.Task[None]] = set()
+        self._pumping = False
+        self._thread = threading.Thread(target=self._serve, name="pgqueue-loop", daemon=True)
+        self.ticked_at = time.monotonic()
+        for pool in pools:
+            pool.pump_async = self._ask_to_pump
+
+    def start(self) -> None:
+        """Start the loop's thread."""
+        self._thread.start()
+
+    def cancel(self, running: Running) -> None:
+        """Cancel a run's task from another thread."""
+        task: asyncio.Task[None] | None = running.cancel
+        if task is not None:
+            self._loop.call_soon_threadsafe(task.cancel)
+
+    def stop(self) -> None:
+        """End the loop; runs still at work are cancelled."""
+        self._loop.call_soon_threadsafe(self._loop.stop)
+        self._thread.join(5)
+
+    def _serve(self) -> None:
+        asyncio.set_event_loop(self._loop)
+        self._loop.run_until_complete(self._connections.open())
+        self._tick()
+        self._loop.run_forever()
+        self._loop.run_until_complete(self._finish())
+        self._loop.close()
+
+    async def _finish(self) -> None:
+        for task in list(self._tasks):
+            task.cancel()
+        if self._tasks:
+            await asyncio.wait(self._tasks, timeout=1)
+        await self._connections.close(timeout=1)
+
+    def _tick(self) -> None:
+        self.ticked_at = time.monotonic()
+        self._loop.call_later(0.5, self._tick)
+
+    def _ask_to_pump(self) -> None:
+        if not self._pumping:
+            self._pumping = True
+            self._loop.call_soon_threadsafe(self._pump)
+
+    def _pump(self) -> None:
+        self._pumping = False
+        for pool in self._pools:
+            while (job := pool.take_async()) is not None:
+                task = self._loop.create_task(self._run(pool, job))
+                self._tasks.add(task)
+                task.add_done_callback(self._tasks.discard)
+
+    async def _run(self, pool: Pool, job: ClaimedJob) -> None:
+        started = time.monotonic()
+        try:
+            await self._attempt(job, started)
+        finally:
+            pool.finish_async(job, time.monotonic() - started)
+            self._pump()
+
+    async def _attempt(self, job: ClaimedJob, started: float) -> None:
+        state = self._state
+        if job.claim.lost or not state.may_start():
+            state.claims.settled(job.claim, job.id)
+            return
+        if job.queue in state.paused or job.expired:
+            kind, reason = (Kind.DEAD, "expired") if job.expired else (Kind.RELEASED, "released")
+            self._settler.put_other(put_aside(job, kind, reason))
+            return
+        prepared: Prepared | None = None
+        context: AsyncJobContext | None = None
+        running: Running | None = None
+        try:
+            prepared = prepare(state, job)
+            limit_s = prepared.timeout_s
+            deadline = started + limit_s if limit_s else NEVER
+            context = AsyncJobContext(
+                job,
+                prepared.args,
+                prepared.extras,
+                prepared.max_attempts,
+                deadline if limit_s else None,
+                lambda: AsyncJobTransaction(self._connections, job.claim.id, limit_s),
+            )
+            running = state.running[job.id] = Running(
+                job, started, deadline, context, cancel=asyncio.current_task()
+            )
+            task = job.task
+            assert task is not None  # noqa: S101 - checked by prepare
+            result = await (
+                task.function(context, **prepared.args)
+                if task.signature.takes_context
+                else task.function(**prepared.args)
+            )
+            await self._succeed(job, prepared, context, result, started)
+        except BaseException as error:  # noqa: BLE001 - whatever a handler raises is its job's affair, and only its
+            await self._fail(job, prepared, context, running, error, started)
+        finally:
+            if running is not None and state.running.get(job.id) is running:
+                del state.running[job.id]
+
+    async def _succeed(
+        self, job: ClaimedJob, prepared: Prepared, context: AsyncJobContext, result: Any, started: float
+    ) -> None:
+        text, warning = (
+            (None, None)
+            if result is None
+            else encode_result(result, bytes_max=self._state.settings.result_bytes_max)
+        )
+        buffered_s = started - job.claim.received
+        run_s = time.monotonic() - started
+        transaction = context.opened()
+        if transaction is None:
+            if not job.done:
+                self._settler.put_succeeded(job, prepared, buffered_s, run_s, text, warning)
+            return
+        if job.done:
+            await transaction.abort()
+            return
+        await transaction.settle(
+            {
+                "id": job.id,
+                "claim_id": job.claim.id,
+                "mark": job.claim.id,
+                "buffered": buffered_s,
+                "run": run_s,
+                "result": text,
+            }
+        )
+        self._settler.note_committed(job, prepared, buffered_s, run_s, warning)
+
+    async def _fail(
+        self,
+        job: ClaimedJob,
+        prepared: Prepared | None,
+        context: AsyncJobContext | None,
+        running: Running | None,
+        error: BaseException,
+        started: float,
+    ) -> None:
+        transaction = context.opened() if context is not None else None
+        lost = False
+        if transaction is not None:
+            lost = transaction.lost
+            await transaction.abort()
+        if job.done:
+            return
+        fault = classify(error, broken=lost) if isinstance(error, psycopg.Error) else None
+        if fault is Fault.CLAIM_LOST:
+            self._settler.note_lost(job)
+            return
+        if fault is Fault.MISUSE:
+            error = TransactionMisuse(
+                "the job's transaction was ended inside its handler; return to commit, raise to roll back"
+            )
+        elif fault is Fault.ABORTED:
+            error = TransactionMisuse(HIDDEN_ERROR)
+        elif fault in {Fault.RECONNECT, Fault.UNKNOWN} and lost:
+            self._settler.put_unknown(ended_badly(self._state, job, error, prepared, started))
+            return
+        reason = running.cancel_reason if running is not None else None
+        self._settler.put_other(ended_badly(self._state, job, error, prepared, started, cancel_reason=reason))

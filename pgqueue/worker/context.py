@@ -1,0 +1,207 @@
+"""What a handler gets as `ctx`: its job, its transaction, and how to hear that it should stop.
+
+Built per run by the executors; opens nothing until it is touched.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import time
+from collections.abc import AsyncIterator, Callable, Iterator
+from typing import TYPE_CHECKING, Any, Final, Protocol
+
+import structlog
+from psycopg import AsyncConnection, Connection
+from sqlalchemy.ext.asyncio import AsyncSession
+from sqlalchemy.orm import Session
+
+from pgqueue.core.job import Job
+from pgqueue.worker.lazy_connection import LazyAsyncConnection
+
+if TYPE_CHECKING:
+    from pgqueue.storage.job_transaction import AsyncJobTransaction, JobTransaction
+    from pgqueue.worker.claimed import ClaimedJob
+
+LOGGER_NAME: Final = "pgqueue.job"
+
+
+class Enqueueable(Protocol):
+    """What `ctx.enqueue` takes: a task, or a task with options from `.using(…)`."""
+
+    def enqueue_in(self, where: Any, parent_id: int, args: dict[str, Any]) -> Any:
+        """Enqueue in the transaction of `where`, as a child of the job `parent_id`."""
+
+    async def enqueue_in_async(self, where: Any, parent_id: int, args: dict[str, Any]) -> Any:
+        """The same on an async connection."""
+
+
+class _Context:
+    """What sync and async handlers share."""
+
+    __slots__ = ("_args", "_cancelled", "_extras", "_job", "_log", "_max_attempts", "_seen", "deadline")
+
+    def __init__(
+        self,
+        job: ClaimedJob,
+        args: dict[str, Any],
+        extras: dict[str, Any],
+        max_attempts: int,
+        deadline: float | None,
+    ) -> None:
+        self._job = job
+        self._args = args
+        self._extras = extras
+        self._max_attempts = max_attempts
+        self._seen: Job | None = None
+        self._cancelled: str | None = None
+        self._log: Any = None
+        self.deadline = deadline
+
+    @property
+    def job(self) -> Job:
+        """The job that runs."""
+        if self._seen is None:
+            self._seen = self._job.seen_by_handler(self._args, self._extras, self._max_attempts)
+        return self._seen
+
+    @property
+    def idempotency_key(self) -> str:
+        """A key that stays the same over all attempts, for calls outside Postgres: the job's own, or one made of its id."""
+        key = self._extras.get("idempotency_key")
+        return str(key) if key is not None else f"{self._job.task_name}:{self._job.id}"
+
+    @property
+    def cancelled(self) -> bool:
+        """Whether the handler should stop: somebody cancelled the job, its time is up, or its claim is lost."""
+        return self._cancelled is not None
+
+    @property
+    def cancel_reason(self) -> str | None:
+        """Why: `cancelled`, `timeout`, `claim_lost` or `shutdown`; None while nobody asked."""
+        return self._cancelled
+
+    @property
+    def remaining_s(self) -> float | None:
+        """Seconds left until the run's time is up; None without a limit."""
+        return None if self.deadline is None else self.deadline - time.monotonic()
+
+    @property
+    def log(self) -> Any:
+        """A structlog logger bound to the job."""
+        if self._log is None:
+            self._log = structlog.get_logger(LOGGER_NAME).bind(
+                job_id=self._job.id,
+                task=self._job.task_name,
+                queue=self._job.queue,
+                attempt=self._job.attempt,
+            )
+        return self._log
+
+    def ask_to_stop(self, reason: str) -> None:
+        """Tell the handler through `cancelled`; the first reason stays."""
+        if self._cancelled is None:
+            self._cancelled = reason
+
+
+class JobContext(_Context):
+    """A sync handler's context."""
+
+    __slots__ = ("_transaction",)
+
+    def __init__(
+        self,
+        job: ClaimedJob,
+        args: dict[str, Any],
+        extras: dict[str, Any],
+        max_attempts: int,
+        deadline: float | None,
+        begin: Callable[[], JobTransaction],
+    ) -> None:
+        super().__init__(job, args, extras, max_attempts, deadline)
+        self._transaction: JobTransaction | Callable[[], JobTransaction] = begin
+
+    @property
+    def conn(self) -> Connection[Any]:
+        """psycopg's connection in the job's transaction: what is written here commits with the job's settlement, or not at all."""
+        return self._opened().conn
+
+    @property
+    def session(self) -> Session:
+        """A SQLAlchemy Session in the same transaction."""
+        return self._opened().session
+
+    @contextlib.contextmanager
+    def transaction(self) -> Iterator[Connection[Any]]:
+        """Do the slow part first, then open the job's transaction here; a second block is a savepoint of it."""
+        conn = self.conn
+        with conn.transaction():
+            yield conn
+
+    def enqueue(self, task: Enqueueable, /, **args: Any) -> Any:
+        """Enqueue `task` in the job's transaction, as its child: it exists if this job succeeds."""
+        return task.enqueue_in(self.conn, self._job.id, args)
+
+    def opened(self) -> JobTransaction | None:
+        """The transaction, if the handler touched it."""
+        return None if callable(self._transaction) else self._transaction
+
+    def _opened(self) -> JobTransaction:
+        if callable(self._transaction):
+            self._transaction = self._transaction()
+        return self._transaction
+
+
+class AsyncJobContext(_Context):
+    """An async handler's context: the same names, with an async connection and session."""
+
+    __slots__ = ("_begin", "_lazy", "_transaction")
+
+    def __init__(
+        self,
+        job: ClaimedJob,
+        args: dict[str, Any],
+        extras: dict[str, Any],
+        max_attempts: int,
+        deadline: float | None,
+        begin: Callable[[], AsyncJobTransaction],
+    ) -> None:
+        super().__init__(job, args, extras, max_attempts, deadline)
+        self._begin = begin
+        self._transaction: AsyncJobTransaction | None = None
+        self._lazy: LazyAsyncConnection | None = None
+
+    @property
+    def conn(self) -> AsyncConnection[Any]:
+        """psycopg's async connection in the job's transaction; it is lent at the first awaited call."""
+        if self._lazy is None:
+            self._lazy = LazyAsyncConnection(self._opened().connection)
+        return self._lazy  # type: ignore[return-value]  # stands in for AsyncConnection until the first await
+
+    @property
+    def session(self) -> AsyncSession:
+        """A SQLAlchemy AsyncSession in the same transaction."""
+        return self._opened().session
+
+    async def connection(self) -> AsyncConnection[Any]:
+        """The connection itself, for code that needs psycopg's own class."""
+        return await self._opened().connection()
+
+    @contextlib.asynccontextmanager
+    async def transaction(self) -> AsyncIterator[AsyncConnection[Any]]:
+        """Do the slow part first, then open the job's transaction here; a second block is a savepoint of it."""
+        conn = await self.connection()
+        async with conn.transaction():
+            yield conn
+
+    async def enqueue(self, task: Enqueueable, /, **args: Any) -> Any:
+        """Enqueue `task` in the job's transaction, as its child."""
+        return await task.enqueue_in_async(await self.connection(), self._job.id, args)
+
+    def opened(self) -> AsyncJobTransaction | None:
+        """The transaction, if the handler touched it."""
+        return self._transaction if self._transaction is not None and self._transaction.opened else None
+
+    def _opened(self) -> AsyncJobTransaction:
+        if self._transaction is None:
+            self._transaction = self._begin()
+        return self._transaction

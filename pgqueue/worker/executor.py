@@ -1,0 +1,197 @@
+"""Runs sync handlers: takes a job from its pool, runs it in this thread, settles it with its effect or passes it on.
+
+One thread per slot. Reads as the job's way: take → prepare → run → settle in its transaction, or hand to the settler.
+"""
+
+from __future__ import annotations
+
+import threading
+import time
+from typing import Any, Final
+
+import psycopg
+from psycopg_pool import ConnectionPool
+
+from pgqueue.core.decide import JobTimeout, Kind, Settlement
+from pgqueue.core.payload import encode_result
+from pgqueue.errors import TransactionMisuse
+from pgqueue.storage.faults import Fault, classify
+from pgqueue.storage.handlers import JobConnection
+from pgqueue.storage.job_transaction import JobTransaction
+from pgqueue.worker.claimed import ClaimedJob
+from pgqueue.worker.context import JobContext
+from pgqueue.worker.outcome import Ended, Prepared, ended_badly, prepare, put_aside
+from pgqueue.worker.settler import Settler
+from pgqueue.worker.slots import Pool
+from pgqueue.worker.state import NEVER, Running, WorkerState
+
+HIDDEN_ERROR: Final = "the handler swallowed a database error; nothing it wrote could be committed. Let it raise, or put the risky part into `with ctx.transaction()`"
+
+
+class SyncExecutor:
+    """The threads of one pool."""
+
+    def __init__(
+        self, state: WorkerState, pool: Pool, settler: Settler, connections: ConnectionPool[JobConnection]
+    ) -> None:
+        self._state = state
+        self._pool = pool
+        self._settler = settler
+        self._connections = connections
+        self._threads: list[threading.Thread] = []
+        self._number = 0
+
+    def start(self, threads: int) -> None:
+        """Start `threads` more threads."""
+        for _ in range(threads):
+            self._number += 1
+            thread = threading.Thread(
+                target=self._work, name=f"pgqueue-run-{self._pool.queues[0]}-{self._number}", daemon=True
+            )
+            self._threads.append(thread)
+            thread.start()
+
+    def replace_stuck(self) -> None:
+        """A handler outlived its time: its claim was ended, and a fresh thread takes its slot."""
+        self._pool.abandon()
+        self.start(1)
+
+    def _work(self) -> None:
+        job: ClaimedJob | None = None
+        run_s = 0.0
+        while True:
+            job = self._pool.take(job, run_s)
+            if job is None:
+                return
+            started = time.monotonic()
+            self._run(job, started)
+            run_s = time.monotonic() - started
+            if job.done:
+                return  # given up as stuck meanwhile: another thread has this slot
+
+    def _run(self, job: ClaimedJob, started: float) -> None:
+        state = self._state
+        if job.claim.lost or not state.may_start():
+            state.claims.settled(job.claim, job.id)  # not ours to run any more; the rescue will find it
+            return
+        if job.queue in state.paused:
+            self._settler.put_other(put_aside(job, Kind.RELEASED, "released"))
+            return
+        if job.expired:
+            self._settler.put_other(put_aside(job, Kind.DEAD, "expired"))
+            return
+        prepared: Prepared | None = None
+        context: JobContext | None = None
+        running: Running | None = None
+        try:
+            prepared = prepare(state, job)
+            limit_s = prepared.timeout_s
+            deadline = started + limit_s if limit_s else NEVER
+            context = JobContext(
+                job,
+                prepared.args,
+                prepared.extras,
+                prepared.max_attempts,
+                deadline if limit_s else None,
+                lambda: JobTransaction(self._connections, job.claim.id, limit_s),
+            )
+            running = state.running[job.id] = Running(job, started, deadline, context)
+            task = job.task
+            assert task is not None  # noqa: S101 - checked by prepare
+            result = (
+                task.function(context, **prepared.args)
+                if task.signature.takes_context
+                else task.function(**prepared.args)
+            )
+            self._succeed(job, prepared, context, result, started)
+        except BaseException as error:  # noqa: BLE001 - whatever a handler raises is its job's affair, and only its
+            self._fail(job, prepared, context, running, error, started)
+        finally:
+            if running is not None and state.running.get(job.id) is running:
+                del state.running[job.id]
+
+    def _succeed(
+        self, job: ClaimedJob, prepared: Prepared, context: JobContext, result: Any, started: float
+    ) -> None:
+        text, warning = (
+            (None, None)
+            if result is None
+            else encode_result(result, bytes_max=self._state.settings.result_bytes_max)
+        )
+        buffered_s = started - job.claim.received
+        run_s = time.monotonic() - started
+        transaction = context.opened()
+        if transaction is None:
+            if not job.done:
+                self._settler.put_succeeded(job, prepared, buffered_s, run_s, text, warning)
+            return
+        if job.done:
+            transaction.abort()
+            return
+        transaction.settle(
+            {
+                "id": job.id,
+                "claim_id": job.claim.id,
+                "mark": job.claim.id,
+                "buffered": buffered_s,
+                "run": run_s,
+                "result": text,
+            }
+        )
+        self._settler.note_committed(job, prepared, buffered_s, run_s, warning)
+
+    def _fail(
+        self,
+        job: ClaimedJob,
+        prepared: Prepared | None,
+        context: JobContext | None,
+        running: Running | None,
+        error: BaseException,
+        started: float,
+    ) -> None:
+        transaction = context.opened() if context is not None else None
+        lost = False
+        if transaction is not None:
+            lost = transaction.lost
+            transaction.abort()
+        if job.done:
+            return  # its claim was ended when its time ran out
+        settle_fault = classify(error, broken=lost) if isinstance(error, psycopg.Error) else None
+        if settle_fault is Fault.CLAIM_LOST:
+            self._settler.note_lost(job)
+            return
+        if settle_fault is Fault.MISUSE:
+            error = TransactionMisuse(
+                "the job's transaction was ended inside its handler; return to commit, raise to roll back"
+            )
+        elif settle_fault is Fault.ABORTED:
+            error = TransactionMisuse(HIDDEN_ERROR)
+        elif settle_fault in {Fault.RECONNECT, Fault.UNKNOWN} and lost:
+            # Perhaps the answer to COMMIT was lost: the settler reads the truth back before anything is decided.
+            self._settler.put_unknown(ended_badly(self._state, job, error, prepared, started))
+            return
+        reason = running.cancel_reason if running is not None else None
+        self._settler.put_other(ended_badly(self._state, job, error, prepared, started, cancel_reason=reason))
+
+
+def timed_out(state: WorkerState, running: Running) -> Ended:
+    """The end of a run whose time is up."""
+    job = running.job
+    limit = running.deadline - running.started
+    error = JobTimeout(f"ran longer than its timeout of {limit:g} s")
+    try:
+        prepared: Prepared | None = prepare(state, job)
+    except Exception:  # noqa: BLE001 - it had been prepared before; if not now, its policy is the default
+        prepared = None
+    return ended_badly(state, job, error, prepared, running.started)
+
+
+def interrupted(running: Running) -> Ended:
+    """The end of a run that the shutdown did not wait for: it costs no attempt."""
+    return Ended(
+        running.job,
+        Settlement(Kind.RELEASED, reason="released"),
+        running.started - running.job.claim.received,
+        time.monotonic() - running.started,
+        running.job.max_attempts,
+    )

@@ -1,0 +1,171 @@
+"""From a run's end to the record the settler writes; and the attempt's line for logs and metrics.
+
+Between the executors (what happened) and the settler (how to write it down); decides nothing itself.
+"""
+
+from __future__ import annotations
+
+import random
+import time
+from dataclasses import dataclass
+from typing import Any
+
+from pgqueue.core.decide import Kind, Settlement, decide
+from pgqueue.core.events import AttemptEnded
+from pgqueue.core.failure import describe
+from pgqueue.core.payload import decode_args
+from pgqueue.core.retry import Retry
+from pgqueue.core.signature import check_call
+from pgqueue.errors import InvalidArguments, InvalidRetry
+from pgqueue.worker.claimed import ClaimedJob
+from pgqueue.worker.state import WorkerState
+
+
+@dataclass(slots=True)
+class Prepared:
+    """A job whose arguments fit its handler."""
+
+    args: dict[str, Any]
+    extras: dict[str, Any]
+    policy: Retry
+    max_attempts: int
+    timeout_s: float | None
+
+
+@dataclass(slots=True)
+class Ended:
+    """A finished run, ready for the settler."""
+
+    job: ClaimedJob
+    settlement: Settlement
+    buffered_s: float
+    run_s: float
+    max_attempts: int
+    headers: dict[str, str] | None = None
+    idempotency_key: str | None = None
+
+    def as_record(self) -> dict[str, Any]:
+        """The row that `settle_otherwise` reads."""
+        settlement, failure = self.settlement, self.settlement.failure
+        return {
+            "id": self.job.id,
+            "claim_id": self.job.claim.id,
+            "kind": settlement.kind.value,
+            "reason": settlement.reason,
+            "delay_s": settlement.delay_s,
+            "max_attempts": self.max_attempts,
+            "buffered_s": self.buffered_s,
+            "run_s": self.run_s,
+            "error_type": failure.error_type if failure else None,
+            "error_message": failure.message if failure else None,
+            "error_fingerprint": failure.fingerprint if failure else None,
+            "traceback": failure.traceback if failure else None,
+            "note": settlement.warning,
+        }
+
+    def as_event(self) -> AttemptEnded:
+        """The attempt's canonical line."""
+        job, settlement, failure = self.job, self.settlement, self.settlement.failure
+        return AttemptEnded(
+            job_id=job.id,
+            task=job.task_name,
+            queue=job.queue,
+            attempt=job.attempt,
+            max_attempts=self.max_attempts,
+            outcome=settlement.kind.value,
+            reason=settlement.reason,
+            wait_s=max(0.0, job.wait_s + self.buffered_s),
+            run_s=self.run_s,
+            worker_id=job.claim.worker_id,
+            claim_id=job.claim.id,
+            error_type=failure.error_type if failure else None,
+            error_message=failure.message if failure else None,
+            error_fingerprint=failure.fingerprint if failure else None,
+            sqlstate=failure.sqlstate if failure else None,
+            next_delay_s=settlement.delay_s if settlement.kind in {Kind.RETRY, Kind.SNOOZED} else None,
+            warning=settlement.warning,
+            headers=self.headers,
+            idempotency_key=self.idempotency_key,
+        )
+
+
+def prepare(state: WorkerState, job: ClaimedJob) -> Prepared:
+    """Decode a job's arguments and find the policy that applies; raises InvalidArguments if they do not fit."""
+    task = job.task
+    assert task is not None  # noqa: S101 - unknown tasks were put aside by the claimer
+    extras = job.extras()
+    policy, max_attempts = policy_of(state, job, extras)
+    args = decode_args(job.args_text)
+    misfit = check_call(task.signature, args)
+    if misfit is not None:
+        raise InvalidArguments("args", misfit)
+    timeout_s = extras.get("timeout_s")
+    return Prepared(
+        args, extras, policy, max_attempts, task.timeout_s if timeout_s is None else float(timeout_s)
+    )
+
+
+def policy_of(state: WorkerState, job: ClaimedJob, extras: dict[str, Any]) -> tuple[Retry, int]:
+    """The retry policy of a job and the starts it allows: the job's own, else the task's as configured now."""
+    stored = extras.get("retry")
+    if stored is not None:
+        try:
+            return Retry.from_json(stored), job.max_attempts
+        except InvalidRetry:
+            pass  # written by hand in SQL, say; the task's own policy is the sane reading
+    policy = state.registry.policy(job.task_name, job.queue)
+    return policy, policy.max_attempts
+
+
+def ended_badly(
+    state: WorkerState,
+    job: ClaimedJob,
+    error: BaseException,
+    prepared: Prepared | None,
+    started: float,
+    *,
+    cancel_reason: str | None = None,
+) -> Ended:
+    """Decide what becomes of a run that raised."""
+    run_s = time.monotonic() - started
+    extras = prepared.extras if prepared is not None else {}
+    policy, max_attempts = (
+        (prepared.policy, prepared.max_attempts)
+        if prepared is not None
+        else policy_of(state, job, _safe_extras(job))
+    )
+    failure = describe(error, task=job.task_name, redact=state.redactor)
+    settlement = decide(
+        error,
+        policy=policy,
+        attempt=job.attempt,
+        max_attempts=max_attempts,
+        random_unit=random.random(),  # noqa: S311 - jitter
+        failure=failure,
+        cancelled=cancel_reason == "cancelled",
+        draining=cancel_reason == "shutdown",
+        handler_started=prepared is not None,
+    )
+    return Ended(
+        job,
+        settlement,
+        started - job.claim.received,
+        run_s,
+        max_attempts,
+        extras.get("headers"),
+        extras.get("idempotency_key"),
+    )
+
+
+def put_aside(job: ClaimedJob, kind: Kind, reason: str) -> Ended:
+    """A claimed job that did not start: released, held or expired."""
+    return Ended(
+        job, Settlement(kind, reason=reason), time.monotonic() - job.claim.received, 0.0, job.max_attempts
+    )
+
+
+def _safe_extras(job: ClaimedJob) -> dict[str, Any]:
+    try:
+        return job.extras()
+    except ValueError:
+        return {}

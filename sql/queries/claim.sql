@@ -1,0 +1,160 @@
+-- name: claim_batch
+-- purpose:   take up to `wants[pool]` ready jobs for each pool of slots, in lane order, under one fence
+-- called by: worker/claimer.py
+-- guard:     state = 'ready', re-checked under the row lock; paused queues give nothing
+-- locks:     the taken rows, SKIP LOCKED
+-- index:     jobs_lane_idx, one probe per lane from its floor upwards; then the primary key
+-- returns:   one row per claimed job
+WITH commit_class AS MATERIALIZED (
+  -- A claim that a server crash loses is a job that is ready again, so it need not wait for the flush.
+  SELECT set_config('synchronous_commit', 'off', true)
+), lanes AS MATERIALIZED (
+  SELECT l.pool, l.queue, l.priority, l.floor
+  FROM commit_class,
+    unnest(%(pools)s::integer[], %(queues)s::text[], %(priorities)s::smallint[], %(floors)s::bigint[])
+      WITH ORDINALITY AS l (pool, queue, priority, floor, place)
+  WHERE NOT EXISTS (SELECT FROM pgqueue.queues q WHERE q.name = l.queue AND q.paused_at IS NOT NULL)
+), picked AS MATERIALIZED (
+  SELECT head.id, w.pool
+  FROM unnest(%(wants)s::integer[]) WITH ORDINALITY AS w (want, pool)
+  CROSS JOIN LATERAL (
+    SELECT j.id
+    FROM lanes l
+    CROSS JOIN LATERAL (
+      SELECT r.id FROM pgqueue.jobs r
+      WHERE r.state = 'ready' AND r.queue = l.queue AND r.priority = l.priority AND r.ready_seq > l.floor
+      ORDER BY r.ready_seq
+      LIMIT w.want
+      FOR UPDATE SKIP LOCKED
+    ) j
+    WHERE l.pool = w.pool
+    LIMIT w.want
+  ) head
+), spent AS (
+  DELETE FROM pgqueue.claims c WHERE c.claim_id = ANY (%(spent)s::uuid[])
+), noted AS (
+  INSERT INTO pgqueue.claims (claim_id, worker_id, claimed_at, job_ids)
+  SELECT %(claim_id)s, %(worker_id)s, clock_timestamp(), array_agg(p.id) FROM picked p HAVING count(*) > 0
+)
+UPDATE pgqueue.jobs j
+SET state = 'running', claim_id = %(claim_id)s, worker_id = %(worker_id)s, attempt = j.attempt + 1, started_at = clock_timestamp()
+FROM picked p
+WHERE j.id = p.id
+RETURNING j.id, p.pool, j.task, j.args::text, j.attempt, j.max_attempts, j.priority, j.ready_seq, j.queue,
+  date_part('epoch', clock_timestamp() - j.run_at) AS wait_s,
+  CASE WHEN j.expires_at < clock_timestamp() THEN true END AS expired,
+  CASE WHEN num_nonnulls(j.headers, j.tags, j.idempotency_key, j.concurrency_key, j.timeout_s, j.retry, j.parent_id, j.redrive_of) > 0
+    THEN jsonb_build_object('headers', j.headers, 'tags', j.tags, 'idempotency_key', j.idempotency_key,
+      'concurrency_key', j.concurrency_key, 'timeout_s', j.timeout_s, 'retry', j.retry, 'parent_id', j.parent_id,
+      'redrive_of', j.redrive_of)::text END AS extras,
+  date_part('epoch', j.created_at) AS created_at
+
+-- name: claim_suspect
+-- purpose:   take one job whose last process died, to run it in a process that runs nothing else
+-- called by: worker/suspects.py
+-- guard:     state = 'held' AND hold_reason = 'suspect', re-checked under the row lock
+-- locks:     that row, SKIP LOCKED
+-- index:     jobs_held_idx
+-- returns:   the row as claim_batch gives it, or none
+WITH picked AS MATERIALIZED (
+  SELECT s.id FROM unnest(%(queues)s::text[]) AS q (name)
+  CROSS JOIN LATERAL (
+    SELECT j.id FROM pgqueue.jobs j
+    WHERE j.state = 'held' AND j.hold_reason = 'suspect' AND j.queue = q.name
+      AND NOT EXISTS (SELECT FROM pgqueue.queues p WHERE p.name = j.queue AND p.paused_at IS NOT NULL)
+    ORDER BY j.id
+    LIMIT 1
+    FOR UPDATE SKIP LOCKED
+  ) s
+  LIMIT 1
+), noted AS (
+  INSERT INTO pgqueue.claims (claim_id, worker_id, claimed_at, job_ids)
+  SELECT %(claim_id)s, %(worker_id)s, clock_timestamp(), ARRAY[p.id] FROM picked p
+)
+UPDATE pgqueue.jobs j
+SET state = 'running', hold_reason = NULL, claim_id = %(claim_id)s, worker_id = %(worker_id)s, attempt = j.attempt + 1,
+  started_at = clock_timestamp(), ready_seq = nextval('pgqueue.job_seq')
+FROM picked p
+WHERE j.id = p.id
+RETURNING j.id, 1 AS pool, j.task, j.args::text, j.attempt, j.max_attempts, j.priority, j.ready_seq, j.queue,
+  date_part('epoch', clock_timestamp() - j.run_at) AS wait_s,
+  CASE WHEN j.expires_at < clock_timestamp() THEN true END AS expired,
+  jsonb_build_object('headers', j.headers, 'tags', j.tags, 'idempotency_key', j.idempotency_key,
+    'concurrency_key', j.concurrency_key, 'timeout_s', j.timeout_s, 'retry', j.retry, 'parent_id', j.parent_id,
+    'redrive_of', j.redrive_of)::text AS extras,
+  date_part('epoch', j.created_at) AS created_at
+
+-- name: count_suspects
+-- purpose:   how many suspects wait in these queues, capped
+-- called by: worker/suspects.py
+-- guard:     none
+-- locks:     none
+-- index:     jobs_held_idx
+-- returns:   one number, at most 100
+SELECT count(*) FROM (
+  SELECT FROM pgqueue.jobs j WHERE j.hold_reason = 'suspect' AND j.queue = ANY (%(queues)s::text[]) LIMIT 100
+) c
+
+-- name: free_held
+-- purpose:   jobs held because no worker knew their task, now that one does
+-- called by: worker/runtime.py at start and every upkeep round, until it returns less than the limit
+-- guard:     state = 'held' AND hold_reason = 'unknown_task', re-checked under the row lock
+-- locks:     the freed rows, SKIP LOCKED
+-- index:     jobs_held_idx
+-- returns:   one number: how many were freed
+WITH freed AS MATERIALIZED (
+  SELECT j.id, j.queue, j.task, j.attempt FROM pgqueue.jobs j
+  WHERE j.state = 'held' AND j.hold_reason = 'unknown_task' AND j.queue = ANY (%(queues)s::text[]) AND j.task = ANY (%(tasks)s::text[])
+  LIMIT %(batch)s
+  FOR UPDATE SKIP LOCKED
+), moved AS (
+  UPDATE pgqueue.jobs j SET state = 'ready', hold_reason = NULL, run_at = clock_timestamp(), ready_seq = nextval('pgqueue.job_seq')
+  FROM freed f WHERE j.id = f.id
+), noted AS (
+  INSERT INTO pgqueue.job_transitions (job_id, from_state, to_state, reason, actor, queue, task, attempt)
+  SELECT f.id, 'held', 'ready', 'freed', %(actor)s, f.queue, f.task, f.attempt FROM freed f
+), woken AS (
+  SELECT pgqueue.wake(q.queue) FROM (SELECT DISTINCT queue FROM freed) q
+)
+SELECT (SELECT count(*) FROM freed) + 0 * (SELECT count(*) FROM woken)
+
+-- name: own_claims
+-- purpose:   a worker's open claims as the database has them: one whose answer was lost is known nowhere else
+-- called by: worker/heart.py
+-- guard:     age, so that an answer on its way is not mistaken for a lost one
+-- locks:     none
+-- index:     claims_worker_id_idx
+-- returns:   claim ids
+SELECT c.claim_id FROM pgqueue.claims c
+WHERE c.worker_id = %(worker_id)s AND c.claimed_at < clock_timestamp() - interval '5 seconds'
+
+-- name: release_claim
+-- purpose:   give back a claim whose answer was lost: nothing of it started, so no attempt is used up
+-- called by: worker/heart.py
+-- guard:     claim_id
+-- locks:     the claim's rows
+-- index:     the primary keys
+-- returns:   ids of the released jobs
+WITH claim AS (
+  DELETE FROM pgqueue.claims c WHERE c.claim_id = %(claim_id)s RETURNING c.claim_id, c.job_ids
+), back AS (
+  UPDATE pgqueue.jobs j
+  SET state = 'ready', attempt = greatest(0, j.attempt - 1), ready_seq = nextval('pgqueue.job_seq'), run_at = clock_timestamp(),
+    claim_id = NULL, worker_id = NULL, started_at = NULL
+  FROM claim c CROSS JOIN LATERAL unnest(c.job_ids) AS m (id)
+  WHERE j.id = m.id AND j.claim_id = c.claim_id
+  RETURNING j.id, j.queue, j.task, j.attempt
+), noted AS (
+  INSERT INTO pgqueue.job_transitions (job_id, from_state, to_state, reason, actor, queue, task, attempt, claim_id)
+  SELECT b.id, 'running', 'ready', 'released', %(actor)s, b.queue, b.task, b.attempt, %(claim_id)s FROM back b
+)
+SELECT b.id FROM back b
+
+-- name: close_claims
+-- purpose:   rows of claims whose last job is settled, when no further claim statement will take them along
+-- called by: worker/heart.py, at the end
+-- guard:     claim_id
+-- locks:     those rows
+-- index:     the primary key
+-- returns:   nothing
+DELETE FROM pgqueue.claims c WHERE c.claim_id = ANY (%(spent)s::uuid[])

@@ -1,0 +1,113 @@
+-- name: register_worker
+-- purpose:   a worker's row, before its first claim
+-- called by: worker/heart.py
+-- guard:     none; the id is new for every start
+-- locks:     the new row
+-- index:     the primary key
+-- returns:   nothing
+INSERT INTO pgqueue.workers (id, lock_key, lease_s, pid, host, version, kind, queues, slots)
+VALUES (%(id)s, %(lock_key)s, %(lease_s)s, %(pid)s, %(host)s, %(version)s, %(kind)s, %(queues)s::text[], %(slots)s)
+
+-- name: register_queues
+-- purpose:   queues that a worker serves are known from its start on
+-- called by: worker/heart.py
+-- guard:     ON CONFLICT: a known queue keeps its switches
+-- locks:     new rows only
+-- index:     the primary key
+-- returns:   nothing
+INSERT INTO pgqueue.queues (name) SELECT q FROM unnest(%(queues)s::text[]) AS q ORDER BY q ON CONFLICT (name) DO NOTHING
+
+-- name: register_tasks
+-- purpose:   the tasks' defaults, for producers that do not have the code
+-- called by: worker/heart.py
+-- guard:     only rows that change
+-- locks:     new and changed rows, in the order of their names
+-- index:     the primary key
+-- returns:   nothing
+INSERT INTO pgqueue.tasks AS t (name, queue, priority, max_attempts)
+SELECT s.name, s.queue, s.priority, s.max_attempts
+FROM jsonb_to_recordset(%(tasks)s::jsonb) AS s (name text, queue text, priority smallint, max_attempts smallint)
+ORDER BY s.name
+ON CONFLICT (name) DO UPDATE SET queue = excluded.queue, priority = excluded.priority, max_attempts = excluded.max_attempts,
+  updated_at = clock_timestamp()
+WHERE (t.queue, t.priority, t.max_attempts) IS DISTINCT FROM (excluded.queue, excluded.priority, excluded.max_attempts)
+
+-- name: beat
+-- purpose:   the sign of life, with the counters
+-- called by: worker/heart.py, from its own thread and connection
+-- guard:     status: a worker that was declared dead stays dead and gets no row back
+-- locks:     the worker's own row
+-- index:     the primary key
+-- returns:   whether an operator wants it to drain
+UPDATE pgqueue.workers w
+SET beat_at = clock_timestamp(), suspected_at = NULL, claimed = %(claimed)s, settled = %(settled)s, failed = %(failed)s, busy = %(busy)s,
+  status = %(status)s
+WHERE w.id = %(id)s AND w.status IN ('live', 'draining')
+RETURNING w.drain_requested_at IS NOT NULL
+
+-- name: cancel_requests
+-- purpose:   which of a worker's running jobs somebody wants to stop
+-- called by: worker/heart.py, with each beat
+-- guard:     none
+-- locks:     none
+-- index:     claims_worker_id_idx, then the primary key
+-- returns:   id and claim_id
+SELECT j.id, j.claim_id FROM pgqueue.claims c CROSS JOIN LATERAL unnest(c.job_ids) AS m (id)
+JOIN pgqueue.jobs j ON j.id = m.id AND j.claim_id = c.claim_id
+WHERE c.worker_id = %(id)s AND j.cancel_requested_at IS NOT NULL
+
+-- name: paused_queues
+-- purpose:   which queues are paused now; a pause that has ended by itself is lifted
+-- called by: worker/heart.py, with each beat
+-- guard:     none
+-- locks:     rows whose pause has ended
+-- index:     none; the table is small
+-- returns:   names
+WITH lifted AS (
+  UPDATE pgqueue.queues SET paused_at = NULL, paused_by = NULL, pause_reason = NULL, paused_until = NULL
+  WHERE paused_at IS NOT NULL AND paused_until <= clock_timestamp()
+)
+SELECT q.name FROM pgqueue.queues q WHERE q.paused_at IS NOT NULL AND (q.paused_until IS NULL OR q.paused_until > clock_timestamp())
+
+-- name: end_worker
+-- purpose:   a worker that leaves in order
+-- called by: worker/heart.py, after its claims were settled or released
+-- guard:     status
+-- locks:     the worker's own row
+-- index:     the primary key
+-- returns:   nothing
+UPDATE pgqueue.workers SET status = 'stopped', ended_at = clock_timestamp(), busy = 0, claimed = %(claimed)s, settled = %(settled)s,
+  failed = %(failed)s
+WHERE id = %(id)s AND status IN ('live', 'draining')
+
+-- name: fall_asleep
+-- purpose:   ask producers of these queues for wake-ups
+-- called by: worker/claimer.py, which claims once more after this commit
+-- guard:     ON CONFLICT
+-- locks:     the new rows
+-- index:     the primary key
+-- returns:   nothing
+INSERT INTO pgqueue.sleepers (queue, worker_id) SELECT q, %(id)s FROM unnest(%(queues)s::text[]) AS q ORDER BY q
+ON CONFLICT (queue, worker_id) DO NOTHING
+
+-- name: stay_awake
+-- purpose:   no wake-ups wanted any more
+-- called by: worker/claimer.py, worker/heart.py
+-- guard:     none
+-- locks:     the worker's own rows
+-- index:     none; the table is small
+-- returns:   nothing
+DELETE FROM pgqueue.sleepers WHERE worker_id = %(id)s
+
+-- name: drained
+-- purpose:   whether `--drain` has done its work
+-- called by: worker/runtime.py
+-- guard:     none
+-- locks:     none
+-- index:     the partial index of each state
+-- returns:   true when these queues hold nothing ready, running, suspect or waiting for a retry
+SELECT NOT EXISTS (SELECT FROM pgqueue.jobs j WHERE j.ready_seq IS NOT NULL AND j.queue = ANY (%(queues)s::text[])
+    AND NOT (j.state = 'ready' AND EXISTS (SELECT FROM pgqueue.queues q WHERE q.name = j.queue AND q.paused_at IS NOT NULL)))
+  AND NOT EXISTS (SELECT FROM pgqueue.jobs j WHERE j.hold_reason = 'suspect' AND j.queue = ANY (%(queues)s::text[]))
+  AND NOT EXISTS (SELECT FROM pgqueue.jobs j WHERE j.ready_seq IS NULL AND j.hold_reason IS NULL AND j.queue = ANY (%(queues)s::text[])
+    AND (j.attempt > 0 OR j.run_at <= (SELECT clock_timestamp())))

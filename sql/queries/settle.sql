@@ -1,0 +1,138 @@
+-- name: settle_succeeded
+-- purpose:   end the claims of any number of succeeded jobs that touched no transaction
+-- called by: worker/settler.py
+-- guard:     claim_id, so that only the newest claim of a job settles it
+-- locks:     the settled rows
+-- index:     the primary key only; a predicate that fits a partial index would let the planner walk its dead entries
+-- returns:   the ids that were settled; a missing one is a lost claim
+WITH asked AS MATERIALIZED (
+  SELECT a.id, a.claim_id, a.buffered_s, a.run_s, nullif(a.result, 'null') AS result
+  FROM ROWS FROM (
+    unnest(%(ids)s::bigint[], %(claims)s::uuid[], %(buffered)s::real[], %(runs)s::real[]),
+    jsonb_array_elements(%(results)s::jsonb)
+  ) AS a (id, claim_id, buffered_s, run_s, result)
+), gone AS (
+  DELETE FROM pgqueue.jobs j USING asked a
+  WHERE j.id = a.id AND j.claim_id = a.claim_id
+  RETURNING j.*, a.buffered_s, a.run_s, a.result
+)
+INSERT INTO pgqueue.job_history (job_id, enqueued_at, due_at, started_at, finished_at, claim_id, worker_id, ready_seq, wait_s, run_s,
+  priority, attempts, max_attempts, state, queue, task, args, result, headers, tags, idempotency_key, errors, parent_id, redrive_of)
+SELECT g.id, g.created_at, g.run_at, g.started_at, clock_timestamp(), g.claim_id, g.worker_id, g.ready_seq,
+  greatest(0, date_part('epoch', g.started_at - g.run_at) + g.buffered_s), g.run_s,
+  g.priority, g.attempt, g.max_attempts, 'succeeded', g.queue, g.task, g.args, g.result, g.headers, g.tags, g.idempotency_key, g.errors,
+  g.parent_id, g.redrive_of
+FROM gone g
+RETURNING job_id
+
+-- name: settle_in_transaction
+-- purpose:   end one claim as the last statement of the transaction that holds the handler's effect
+-- called by: worker/executor.py, sent in one go with COMMIT
+-- guard:     claim_id, and the transaction-local mark set when the transaction began; raises PQ001 or PQ002
+-- locks:     the settled row
+-- index:     the primary key
+-- returns:   nothing of interest
+WITH gone AS (
+  DELETE FROM pgqueue.jobs j
+  WHERE j.id = %(id)s AND j.claim_id = %(claim_id)s
+  RETURNING j.*
+), kept AS (
+  INSERT INTO pgqueue.job_history (job_id, enqueued_at, due_at, started_at, finished_at, claim_id, worker_id, ready_seq, wait_s, run_s,
+    priority, attempts, max_attempts, state, queue, task, args, result, headers, tags, idempotency_key, errors, parent_id, redrive_of)
+  SELECT g.id, g.created_at, g.run_at, g.started_at, clock_timestamp(), g.claim_id, g.worker_id, g.ready_seq,
+    greatest(0, date_part('epoch', g.started_at - g.run_at) + %(buffered)s), %(run)s,
+    g.priority, g.attempt, g.max_attempts, 'succeeded', g.queue, g.task, g.args, %(result)s::jsonb, g.headers, g.tags, g.idempotency_key,
+    g.errors, g.parent_id, g.redrive_of
+  FROM gone g
+  RETURNING job_id
+)
+SELECT pgqueue.assert_settled((SELECT count(*) FROM kept), 1, %(mark)s)
+
+-- name: settle_otherwise
+-- purpose:   end claims in any other way: retry, snooze, release, hold, dead letter, cancel; with their audit rows
+-- called by: worker/settler.py
+-- guard:     claim_id
+-- locks:     the settled rows
+-- index:     the primary key only
+-- returns:   the ids that were settled; a missing one is a lost claim
+WITH asked AS MATERIALIZED (
+  SELECT s.*, clock_timestamp() AS moment
+  FROM jsonb_to_recordset(%(batch)s::jsonb) AS s (id bigint, claim_id uuid, kind text, reason text, delay_s double precision,
+    max_attempts smallint, buffered_s real, run_s real, error_type text, error_message text, error_fingerprint text, traceback text,
+    note text)
+), again AS (
+  UPDATE pgqueue.jobs j SET
+    state = CASE a.kind WHEN 'released' THEN 'ready' WHEN 'held' THEN 'held' ELSE 'scheduled' END,
+    hold_reason = CASE a.kind WHEN 'held' THEN a.reason END,
+    ready_seq = CASE a.kind WHEN 'released' THEN nextval('pgqueue.job_seq') END,
+    run_at = CASE a.kind WHEN 'held' THEN j.run_at WHEN 'released' THEN a.moment ELSE a.moment + make_interval(secs => a.delay_s) END,
+    attempt = CASE a.kind WHEN 'retry' THEN j.attempt ELSE greatest(0, j.attempt - 1) END,
+    max_attempts = coalesce(a.max_attempts, j.max_attempts),
+    errors = CASE a.kind WHEN 'retry' THEN
+      (CASE WHEN jsonb_array_length(coalesce(j.errors, '[]')) >= 25 THEN j.errors - 1 ELSE coalesce(j.errors, '[]') END)
+      || jsonb_build_object('attempt', j.attempt, 'at', a.moment, 'type', a.error_type, 'message', left(a.error_message, 1000),
+        'fingerprint', a.error_fingerprint, 'worker_id', j.worker_id)
+      ELSE j.errors END,
+    claim_id = NULL, worker_id = NULL, started_at = NULL, progress = NULL
+  FROM asked a, pgqueue.jobs old
+  WHERE a.kind IN ('retry', 'snoozed', 'released', 'held') AND j.id = a.id AND j.claim_id = a.claim_id AND old.id = j.id
+  RETURNING j.id, j.queue, j.task, j.state, old.attempt, old.claim_id, old.worker_id,
+    date_part('epoch', old.started_at - old.run_at) AS waited_s, j.run_at AS next_run_at, a.reason, a.note, a.buffered_s, a.run_s,
+    a.error_type, a.error_fingerprint
+), gone AS (
+  DELETE FROM pgqueue.jobs j USING asked a
+  WHERE a.kind IN ('dead', 'cancelled') AND j.id = a.id AND j.claim_id = a.claim_id
+  RETURNING j.*, a.kind, a.moment, a.reason, a.note, a.buffered_s, a.run_s, a.error_type, a.error_message, a.error_fingerprint, a.traceback,
+    coalesce(a.max_attempts, j.max_attempts) AS allowed
+), buried AS (
+  INSERT INTO pgqueue.dead_letter_jobs (job_id, queue, task, args, headers, tags, priority, reason, error_type, error_message,
+    error_fingerprint, traceback, attempts, max_attempts, errors, idempotency_key, retry, timeout_s, claim_id, worker_id, first_failed_at,
+    failed_at, created_at, job_created_at, parent_id, redrive_of)
+  SELECT g.id, g.queue, g.task, g.args, g.headers, g.tags, g.priority, g.reason, g.error_type, g.error_message, g.error_fingerprint,
+    g.traceback, g.attempt, g.allowed,
+    coalesce(g.errors, '[]') || jsonb_build_object('attempt', g.attempt, 'at', g.moment, 'type', g.error_type,
+      'message', left(g.error_message, 1000), 'fingerprint', g.error_fingerprint, 'worker_id', g.worker_id),
+    g.idempotency_key, g.retry, g.timeout_s, g.claim_id, g.worker_id, coalesce((g.errors -> 0 ->> 'at')::timestamptz, g.moment),
+    g.moment, g.moment, g.created_at, g.parent_id, g.redrive_of
+  FROM gone g WHERE g.kind = 'dead'
+), kept AS (
+  INSERT INTO pgqueue.job_history (job_id, enqueued_at, due_at, started_at, finished_at, claim_id, worker_id, ready_seq, wait_s, run_s,
+    priority, attempts, max_attempts, state, queue, task, args, headers, tags, idempotency_key, errors, parent_id, redrive_of)
+  SELECT g.id, g.created_at, g.run_at, g.started_at, g.moment, g.claim_id, g.worker_id, g.ready_seq,
+    greatest(0, date_part('epoch', g.started_at - g.run_at) + g.buffered_s), g.run_s, g.priority, g.attempt, g.allowed, 'cancelled',
+    g.queue, g.task, g.args, g.headers, g.tags, g.idempotency_key, g.errors, g.parent_id, g.redrive_of
+  FROM gone g WHERE g.kind = 'cancelled'
+), ended AS (
+  SELECT id, queue, task, state, attempt, claim_id, worker_id, waited_s, next_run_at, reason, note, buffered_s, run_s, error_type, error_fingerprint
+  FROM again
+  UNION ALL
+  SELECT id, queue, task, kind, attempt, claim_id, worker_id, date_part('epoch', started_at - run_at), NULL, reason, note, buffered_s, run_s,
+    error_type, error_fingerprint
+  FROM gone
+)
+INSERT INTO pgqueue.job_transitions (job_id, from_state, to_state, reason, actor, queue, task, attempt, claim_id, worker_id, wait_s, run_s,
+  error_type, error_fingerprint, next_run_at, note)
+SELECT e.id, 'running', e.state, e.reason, 'worker:' || e.worker_id, e.queue, e.task, e.attempt, e.claim_id, e.worker_id,
+  greatest(0, e.waited_s + e.buffered_s), e.run_s, e.error_type, e.error_fingerprint, e.next_run_at, e.note
+FROM ended e
+RETURNING job_id
+
+-- name: find_claim
+-- purpose:   the truth about one claim after the answer to COMMIT was lost
+-- called by: worker/settler.py, worker/executor.py
+-- guard:     none; the locking read waits for an old backend that still works on the COMMIT
+-- locks:     the live row, if it is there
+-- index:     the primary key
+-- returns:   the claim_id that holds the live row (or NULL), one row; none if the job is not live
+SELECT j.claim_id FROM pgqueue.jobs j WHERE j.id = %(id)s FOR UPDATE
+
+-- name: find_settled
+-- purpose:   whether this claim settled this job
+-- called by: worker/settler.py, worker/executor.py, after find_claim found no live row with the claim
+-- guard:     none
+-- locks:     none
+-- index:     job_history_job_id_idx, the primary key of dead_letter_jobs, job_transitions_job_id_idx
+-- returns:   true or false
+SELECT EXISTS (SELECT FROM pgqueue.job_history h WHERE h.job_id = %(id)s AND h.claim_id = %(claim_id)s)
+  OR EXISTS (SELECT FROM pgqueue.dead_letter_jobs d WHERE d.job_id = %(id)s AND d.claim_id = %(claim_id)s)
+  OR EXISTS (SELECT FROM pgqueue.job_transitions t WHERE t.job_id = %(id)s AND t.claim_id = %(claim_id)s)

@@ -1,0 +1,109 @@
+-- What steers and watches: queues, tasks as workers know them, workers, sleepers, operators' audit. All small.
+CREATE TABLE pgqueue.queues (
+  name text PRIMARY KEY,
+  created_at timestamptz NOT NULL DEFAULT clock_timestamp(),
+  paused_at timestamptz,
+  paused_by text,
+  pause_reason text,
+  paused_until timestamptz,
+  CONSTRAINT queues_name_check CHECK (name ~ '^[a-z][a-z0-9_.-]{0,62}$')
+);
+COMMENT ON TABLE pgqueue.queues IS 'Known queues and their switches; workers add the ones they serve';
+COMMENT ON COLUMN pgqueue.queues.name IS 'Queue name';
+COMMENT ON COLUMN pgqueue.queues.created_at IS 'When it was first seen';
+COMMENT ON COLUMN pgqueue.queues.paused_at IS 'Since when nothing new starts; NULL = not paused';
+COMMENT ON COLUMN pgqueue.queues.paused_by IS 'Who paused it';
+COMMENT ON COLUMN pgqueue.queues.pause_reason IS 'Why';
+COMMENT ON COLUMN pgqueue.queues.paused_until IS 'When the pause ends by itself; NULL = never';
+
+CREATE TABLE pgqueue.tasks (
+  name text PRIMARY KEY,
+  queue text NOT NULL,
+  priority smallint NOT NULL,
+  max_attempts smallint NOT NULL,
+  updated_at timestamptz NOT NULL DEFAULT clock_timestamp()
+);
+COMMENT ON TABLE pgqueue.tasks IS 'Tasks as the last started worker registered them: defaults for producers that do not have the code (SQL, by name)';
+COMMENT ON COLUMN pgqueue.tasks.name IS 'Task name';
+COMMENT ON COLUMN pgqueue.tasks.queue IS 'Its default queue';
+COMMENT ON COLUMN pgqueue.tasks.priority IS 'Its default priority';
+COMMENT ON COLUMN pgqueue.tasks.max_attempts IS 'Starts its retry policy allows';
+COMMENT ON COLUMN pgqueue.tasks.updated_at IS 'When a worker last registered it';
+
+CREATE TABLE pgqueue.workers (
+  id uuid PRIMARY KEY,
+  lock_key bigint,
+  started_at timestamptz NOT NULL DEFAULT clock_timestamp(),
+  beat_at timestamptz NOT NULL DEFAULT clock_timestamp(),
+  lease_s double precision NOT NULL,
+  suspected_at timestamptz,
+  ended_at timestamptz,
+  claimed bigint NOT NULL DEFAULT 0,
+  settled bigint NOT NULL DEFAULT 0,
+  failed bigint NOT NULL DEFAULT 0,
+  busy integer NOT NULL DEFAULT 0,
+  slots integer NOT NULL DEFAULT 0,
+  pid integer NOT NULL,
+  status text NOT NULL DEFAULT 'live',
+  kind text NOT NULL DEFAULT 'worker',
+  host text NOT NULL,
+  version text NOT NULL,
+  queues text[] NOT NULL,
+  drain_requested_at timestamptz,
+  CONSTRAINT workers_status_check CHECK (status IN ('live', 'draining', 'stopped', 'dead'))
+) WITH (fillfactor = 50, autovacuum_vacuum_threshold = 200, autovacuum_vacuum_scale_factor = 0.0);
+COMMENT ON TABLE pgqueue.workers IS 'One row per worker process start; the beat is its sign of life';
+COMMENT ON COLUMN pgqueue.workers.id IS 'New for every start; host and pid are only labels';
+COMMENT ON COLUMN pgqueue.workers.lock_key IS 'Session advisory lock it holds while alive; NULL behind a transaction pooler';
+COMMENT ON COLUMN pgqueue.workers.started_at IS 'When it registered';
+COMMENT ON COLUMN pgqueue.workers.beat_at IS 'Last beat';
+COMMENT ON COLUMN pgqueue.workers.lease_s IS 'Seconds after the last beat when its claims may be taken back';
+COMMENT ON COLUMN pgqueue.workers.suspected_at IS 'Since when its lock was seen free';
+COMMENT ON COLUMN pgqueue.workers.ended_at IS 'When it stopped or was found dead';
+COMMENT ON COLUMN pgqueue.workers.claimed IS 'Jobs claimed since it started';
+COMMENT ON COLUMN pgqueue.workers.settled IS 'Jobs settled since it started';
+COMMENT ON COLUMN pgqueue.workers.failed IS 'Attempts failed since it started';
+COMMENT ON COLUMN pgqueue.workers.busy IS 'Handlers running at the last beat';
+COMMENT ON COLUMN pgqueue.workers.slots IS 'Handlers it may run at once';
+COMMENT ON COLUMN pgqueue.workers.pid IS 'Process id on its host';
+COMMENT ON COLUMN pgqueue.workers.status IS 'live, draining, stopped (left in order), dead (its claims were rescued)';
+COMMENT ON COLUMN pgqueue.workers.kind IS 'worker, or suspect: a one-slot process for jobs whose last process died';
+COMMENT ON COLUMN pgqueue.workers.host IS 'Host name';
+COMMENT ON COLUMN pgqueue.workers.version IS 'Version of pgqueue it runs';
+COMMENT ON COLUMN pgqueue.workers.queues IS 'Queues it serves';
+COMMENT ON COLUMN pgqueue.workers.drain_requested_at IS 'When an operator asked it to finish and leave';
+
+CREATE TABLE pgqueue.sleepers (
+  queue text NOT NULL,
+  worker_id uuid NOT NULL,
+  since timestamptz NOT NULL DEFAULT clock_timestamp(),
+  PRIMARY KEY (queue, worker_id)
+) WITH (autovacuum_vacuum_threshold = 200, autovacuum_vacuum_scale_factor = 0.0);
+COMMENT ON TABLE pgqueue.sleepers IS 'Workers that want a wake-up; producers notify only while a row of their queue stands here';
+COMMENT ON COLUMN pgqueue.sleepers.queue IS 'Queue name';
+COMMENT ON COLUMN pgqueue.sleepers.worker_id IS 'The sleeping worker';
+COMMENT ON COLUMN pgqueue.sleepers.since IS 'Since when';
+
+CREATE TABLE pgqueue.operator_audit (
+  id bigint GENERATED ALWAYS AS IDENTITY PRIMARY KEY,
+  at timestamptz NOT NULL DEFAULT clock_timestamp(),
+  actor text NOT NULL,
+  via text NOT NULL,
+  action text NOT NULL,
+  target text NOT NULL,
+  reason text,
+  matched bigint NOT NULL DEFAULT 1,
+  changed bigint NOT NULL DEFAULT 1,
+  detail jsonb
+);
+COMMENT ON TABLE pgqueue.operator_audit IS 'What people did to jobs, queues and dead letters; written in the transaction of the deed';
+COMMENT ON COLUMN pgqueue.operator_audit.id IS 'Row id';
+COMMENT ON COLUMN pgqueue.operator_audit.at IS 'When';
+COMMENT ON COLUMN pgqueue.operator_audit.actor IS 'Who';
+COMMENT ON COLUMN pgqueue.operator_audit.via IS 'Through which door: cli, python, sql, web';
+COMMENT ON COLUMN pgqueue.operator_audit.action IS 'cancel, retry, redrive, discard, pause, resume, …';
+COMMENT ON COLUMN pgqueue.operator_audit.target IS 'The object: job 12, queue critical';
+COMMENT ON COLUMN pgqueue.operator_audit.reason IS 'Why, in the actor''s words';
+COMMENT ON COLUMN pgqueue.operator_audit.matched IS 'Objects that matched';
+COMMENT ON COLUMN pgqueue.operator_audit.changed IS 'Objects that changed';
+COMMENT ON COLUMN pgqueue.operator_audit.detail IS 'Filter, state before and after';

@@ -1,0 +1,153 @@
+-- What people do to jobs, each deed with its audit row in the same transaction.
+
+CREATE FUNCTION pgqueue.note_operation(actor text, via text, action text, target text, reason text, matched bigint DEFAULT 1,
+                                       changed bigint DEFAULT 1, detail jsonb DEFAULT NULL)
+RETURNS void LANGUAGE sql VOLATILE SET search_path = pg_catalog, pg_temp AS $$
+  INSERT INTO pgqueue.operator_audit (actor, via, action, target, reason, matched, changed, detail)
+  VALUES (coalesce(actor, session_user), coalesce(via, 'sql'), action, target, reason, matched, changed, detail);
+$$;
+COMMENT ON FUNCTION pgqueue.note_operation IS 'Writes one operator_audit row';
+
+CREATE FUNCTION pgqueue.cancel(job_id bigint, reason text DEFAULT NULL, actor text DEFAULT NULL, via text DEFAULT NULL)
+RETURNS text LANGUAGE plpgsql VOLATILE SECURITY DEFINER SET search_path = pg_catalog, pg_temp AS $$
+#variable_conflict use_column
+DECLARE
+  job pgqueue.jobs;
+BEGIN
+  SELECT * INTO job FROM pgqueue.jobs j WHERE j.id = cancel.job_id FOR UPDATE;
+  IF NOT FOUND THEN
+    RETURN CASE WHEN EXISTS (SELECT FROM pgqueue.job_history h WHERE h.job_id = cancel.job_id)
+                  OR EXISTS (SELECT FROM pgqueue.dead_letter_jobs d WHERE d.job_id = cancel.job_id) THEN 'ended' ELSE 'unknown' END;
+  END IF;
+  IF job.state = 'running' THEN
+    UPDATE pgqueue.jobs SET cancel_requested_at = coalesce(cancel_requested_at, clock_timestamp()),
+      cancel_reason = coalesce(cancel_reason, cancel.reason, 'cancelled') WHERE id = cancel.job_id;
+    PERFORM pgqueue.note_operation(cancel.actor, cancel.via, 'cancel', 'job ' || cancel.job_id, cancel.reason, detail => '{"state": "running"}');
+    RETURN 'requested';
+  END IF;
+  DELETE FROM pgqueue.jobs WHERE id = cancel.job_id;
+  INSERT INTO pgqueue.job_history (job_id, enqueued_at, due_at, finished_at, ready_seq, priority, attempts, max_attempts, state,
+      queue, task, args, headers, tags, idempotency_key, errors, parent_id, redrive_of)
+    VALUES (job.id, job.created_at, job.run_at, clock_timestamp(), job.ready_seq, job.priority, job.attempt, job.max_attempts, 'cancelled',
+      job.queue, job.task, job.args, job.headers, job.tags, job.idempotency_key, job.errors, job.parent_id, job.redrive_of);
+  INSERT INTO pgqueue.job_transitions (job_id, from_state, to_state, reason, actor, queue, task, attempt, note)
+    VALUES (job.id, job.state, 'cancelled', 'cancelled', coalesce(cancel.actor, session_user), job.queue, job.task, job.attempt, cancel.reason);
+  PERFORM pgqueue.note_operation(cancel.actor, cancel.via, 'cancel', 'job ' || cancel.job_id, cancel.reason,
+    detail => jsonb_build_object('state', job.state));
+  RETURN 'cancelled';
+END $$;
+COMMENT ON FUNCTION pgqueue.cancel IS 'Cancels a waiting job at once (cancelled), asks a running one to stop (requested), or says ended or unknown';
+
+CREATE FUNCTION pgqueue.run_now(job_id bigint, reason text DEFAULT NULL, actor text DEFAULT NULL, via text DEFAULT NULL)
+RETURNS text LANGUAGE plpgsql VOLATILE SECURITY DEFINER SET search_path = pg_catalog, pg_temp AS $$
+#variable_conflict use_column
+DECLARE
+  job pgqueue.jobs;
+BEGIN
+  SELECT * INTO job FROM pgqueue.jobs j WHERE j.id = run_now.job_id FOR UPDATE;
+  IF NOT FOUND THEN
+    RETURN CASE WHEN EXISTS (SELECT FROM pgqueue.job_history h WHERE h.job_id = run_now.job_id)
+                  OR EXISTS (SELECT FROM pgqueue.dead_letter_jobs d WHERE d.job_id = run_now.job_id) THEN 'ended' ELSE 'unknown' END;
+  END IF;
+  IF job.state IN ('ready', 'running') THEN
+    RETURN job.state;
+  END IF;
+  UPDATE pgqueue.jobs SET state = 'ready', hold_reason = NULL, run_at = clock_timestamp(), ready_seq = nextval('pgqueue.job_seq')
+    WHERE id = run_now.job_id;
+  INSERT INTO pgqueue.job_transitions (job_id, from_state, to_state, reason, actor, queue, task, attempt, note)
+    VALUES (job.id, job.state, 'ready', 'run_now', coalesce(run_now.actor, session_user), job.queue, job.task, job.attempt, run_now.reason);
+  PERFORM pgqueue.note_operation(run_now.actor, run_now.via, 'run_now', 'job ' || run_now.job_id, run_now.reason,
+    detail => jsonb_build_object('state', job.state));
+  PERFORM pgqueue.wake(job.queue);
+  RETURN 'freed';
+END $$;
+COMMENT ON FUNCTION pgqueue.run_now IS 'Makes a scheduled or held job ready now (freed), or says ready, running, ended or unknown';
+
+CREATE FUNCTION pgqueue.redrive(job_id bigint, reason text DEFAULT NULL, actor text DEFAULT NULL, via text DEFAULT NULL,
+                                queue text DEFAULT NULL, priority integer DEFAULT NULL, delay interval DEFAULT NULL)
+RETURNS bigint LANGUAGE plpgsql VOLATILE SECURITY DEFINER SET search_path = pg_catalog, pg_temp AS $$
+#variable_conflict use_column
+DECLARE
+  letter pgqueue.dead_letter_jobs;
+  moment timestamptz := clock_timestamp();
+  due timestamptz := moment + coalesce(redrive.delay, interval '0');
+  new_id bigint;
+BEGIN
+  PERFORM pgqueue.check_job('redrive', '{}', redrive.queue, redrive.priority, redrive.delay, NULL, NULL, NULL, NULL, NULL);
+  SELECT * INTO letter FROM pgqueue.dead_letter_jobs d WHERE d.job_id = redrive.job_id FOR UPDATE;
+  IF NOT FOUND THEN
+    RETURN NULL;
+  END IF;
+  IF letter.redriven_as IS NOT NULL THEN
+    RETURN letter.redriven_as;
+  END IF;
+  new_id := nextval('pgqueue.job_seq');
+  INSERT INTO pgqueue.jobs (id, created_at, run_at, ready_seq, priority, max_attempts, state, queue, task, args, headers, tags,
+      idempotency_key, timeout_s, retry, parent_id, redrive_of)
+    VALUES (new_id, moment, due, CASE WHEN due = moment THEN new_id END, coalesce(redrive.priority, letter.priority), letter.max_attempts,
+      CASE WHEN due = moment THEN 'ready' ELSE 'scheduled' END, coalesce(redrive.queue, letter.queue), letter.task, letter.args,
+      letter.headers, letter.tags, letter.idempotency_key, letter.timeout_s, letter.retry, letter.parent_id, letter.job_id);
+  UPDATE pgqueue.dead_letter_jobs SET redriven_as = new_id, redriven_at = moment WHERE job_id = letter.job_id;
+  INSERT INTO pgqueue.job_transitions (job_id, from_state, to_state, reason, actor, queue, task, note)
+    VALUES (new_id, 'dead', 'ready', 'redriven', coalesce(redrive.actor, session_user), coalesce(redrive.queue, letter.queue), letter.task, redrive.reason);
+  PERFORM pgqueue.note_operation(redrive.actor, redrive.via, 'redrive', 'dead letter ' || letter.job_id, redrive.reason,
+    detail => jsonb_build_object('redriven_as', new_id));
+  PERFORM pgqueue.wake(coalesce(redrive.queue, letter.queue));
+  RETURN new_id;
+END $$;
+COMMENT ON FUNCTION pgqueue.redrive IS 'Enqueues a dead job again as a new, linked job and returns its id; a second call returns the same id; NULL if there is no such dead letter';
+
+CREATE FUNCTION pgqueue.discard(job_id bigint, reason text DEFAULT NULL, actor text DEFAULT NULL, via text DEFAULT NULL)
+RETURNS boolean LANGUAGE plpgsql VOLATILE SECURITY DEFINER SET search_path = pg_catalog, pg_temp AS $$
+#variable_conflict use_column
+DECLARE
+  letter pgqueue.dead_letter_jobs;
+BEGIN
+  DELETE FROM pgqueue.dead_letter_jobs d WHERE d.job_id = discard.job_id RETURNING * INTO letter;
+  IF NOT FOUND THEN
+    RETURN false;
+  END IF;
+  INSERT INTO pgqueue.job_history (job_id, enqueued_at, due_at, finished_at, claim_id, worker_id, priority, attempts, max_attempts, state,
+      queue, task, args, headers, tags, idempotency_key, errors, parent_id, redrive_of)
+    VALUES (letter.job_id, letter.job_created_at, letter.failed_at, clock_timestamp(), letter.claim_id, letter.worker_id, letter.priority,
+      letter.attempts, letter.max_attempts, 'cancelled', letter.queue, letter.task, letter.args, letter.headers, letter.tags,
+      letter.idempotency_key, letter.errors, letter.parent_id, letter.redrive_of);
+  INSERT INTO pgqueue.job_transitions (job_id, from_state, to_state, reason, actor, queue, task, attempt, note)
+    VALUES (letter.job_id, 'dead', 'cancelled', 'discarded', coalesce(discard.actor, session_user), letter.queue, letter.task, letter.attempts, discard.reason);
+  PERFORM pgqueue.note_operation(discard.actor, discard.via, 'discard', 'dead letter ' || letter.job_id, discard.reason,
+    detail => jsonb_build_object('reason', letter.reason, 'redriven_as', letter.redriven_as));
+  RETURN true;
+END $$;
+COMMENT ON FUNCTION pgqueue.discard IS 'Gives a dead letter up: it moves to job_history as cancelled; false if there is no such dead letter';
+
+CREATE FUNCTION pgqueue.pause(queue text, reason text DEFAULT NULL, until timestamptz DEFAULT NULL, actor text DEFAULT NULL, via text DEFAULT NULL)
+RETURNS timestamptz LANGUAGE plpgsql VOLATILE SECURITY DEFINER SET search_path = pg_catalog, pg_temp AS $$
+#variable_conflict use_column
+DECLARE
+  since timestamptz;
+BEGIN
+  INSERT INTO pgqueue.queues AS q (name, paused_at, paused_by, pause_reason, paused_until)
+    VALUES (pause.queue, clock_timestamp(), coalesce(pause.actor, session_user), pause.reason, pause.until)
+    ON CONFLICT (name) DO UPDATE SET paused_at = coalesce(q.paused_at, excluded.paused_at), paused_by = excluded.paused_by,
+      pause_reason = excluded.pause_reason, paused_until = excluded.paused_until
+    RETURNING q.paused_at INTO since;
+  PERFORM pgqueue.note_operation(pause.actor, pause.via, 'pause', 'queue ' || pause.queue, pause.reason);
+  PERFORM pg_notify('pgqueue_wake', '');
+  RETURN since;
+END $$;
+COMMENT ON FUNCTION pgqueue.pause IS 'Stops claims of the queue from this commit on and returns since when; jobs already claimed may still start within a heartbeat';
+
+CREATE FUNCTION pgqueue.resume(queue text, reason text DEFAULT NULL, actor text DEFAULT NULL, via text DEFAULT NULL)
+RETURNS boolean LANGUAGE plpgsql VOLATILE SECURITY DEFINER SET search_path = pg_catalog, pg_temp AS $$
+#variable_conflict use_column
+BEGIN
+  UPDATE pgqueue.queues SET paused_at = NULL, paused_by = NULL, pause_reason = NULL, paused_until = NULL
+    WHERE name = resume.queue AND paused_at IS NOT NULL;
+  IF NOT FOUND THEN
+    RETURN false;
+  END IF;
+  PERFORM pgqueue.note_operation(resume.actor, resume.via, 'resume', 'queue ' || resume.queue, resume.reason);
+  PERFORM pgqueue.wake(resume.queue);
+  RETURN true;
+END $$;
+COMMENT ON FUNCTION pgqueue.resume IS 'Lifts a pause; false if the queue was not paused';
