@@ -1,13 +1,14 @@
 """pgqueue: a job queue that lives in your Postgres. Jobs and their effects commit together.
 
-The front door: names only, each from the room that makes it.
+The front door: names only, each from the room that makes it, which is entered when the name is first used: a
+command line that lists jobs need not load what runs them.
 """
 
 from __future__ import annotations
 
-from pgqueue.app import App
-from pgqueue.core.job import Job
-from pgqueue.core.retry import Retry
+from importlib import import_module
+from typing import TYPE_CHECKING, Any
+
 from pgqueue.errors import (
     ClaimLost,
     ConfigurationError,
@@ -35,11 +36,16 @@ from pgqueue.errors import (
     UnknownOutcome,
     UnknownTask,
 )
-from pgqueue.producer.enqueue import Enqueued
-from pgqueue.task import BoundTask, Task
-from pgqueue.version import VERSION as __version__
-from pgqueue.worker.context import AsyncJobContext, JobContext
-from pgqueue.worker.runtime import Worker
+
+if TYPE_CHECKING:
+    from pgqueue.app import App
+    from pgqueue.core.job import Job
+    from pgqueue.core.retry import Retry
+    from pgqueue.producer.enqueue import Enqueued
+    from pgqueue.task import BoundTask, Task
+    from pgqueue.version import VERSION as __version__
+    from pgqueue.worker.context import AsyncJobContext, JobContext
+    from pgqueue.worker.runtime import Worker
 
 __all__ = [
     "App",
@@ -78,3 +84,29 @@ __all__ = [
     "Worker",
     "__version__",
 ]
+
+_ROOMS = {
+    "App": ("pgqueue.app", "App"),
+    "AsyncJobContext": ("pgqueue.worker.context", "AsyncJobContext"),
+    "BoundTask": ("pgqueue.task", "BoundTask"),
+    "Enqueued": ("pgqueue.producer.enqueue", "Enqueued"),
+    "Job": ("pgqueue.core.job", "Job"),
+    "JobContext": ("pgqueue.worker.context", "JobContext"),
+    "Retry": ("pgqueue.core.retry", "Retry"),
+    "Task": ("pgqueue.task", "Task"),
+    "Worker": ("pgqueue.worker.runtime", "Worker"),
+    "__version__": ("pgqueue.version", "VERSION"),
+}
+
+
+def __getattr__(name: str) -> Any:
+    room = _ROOMS.get(name)
+    if room is None:
+        raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
+    value = getattr(import_module(room[0]), room[1])
+    globals()[name] = value
+    return value
+
+
+def __dir__() -> list[str]:
+    return sorted({*globals(), *__all__})

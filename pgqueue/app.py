@@ -135,6 +135,11 @@ class App:
         """The tasks as a worker knows them."""
         return Registry({name: task.registered() for name, task in self._tasks.items()}, self.policy)
 
+    def use(self, **settings: Any) -> None:
+        """Let `settings` win over the App's own, as the options of a command line do; before they are first used."""
+        self._overrides |= settings
+        self.__dict__.pop("settings", None)
+
     def close(self) -> None:
         """Close the connections this App opened for itself."""
         own = self.__dict__.get("own")

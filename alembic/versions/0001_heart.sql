@@ -1,6 +1,5 @@
 -- The schema itself, and the one sequence that numbers jobs.
 -- Public gets nothing; 90_privileges.sql says who gets what.
-CREATE SCHEMA IF NOT EXISTS pgqueue;
 COMMENT ON SCHEMA pgqueue IS 'pgqueue: jobs, dead letters, dedup keys and their audit; made by `pgqueue db upgrade`';
 REVOKE ALL ON SCHEMA pgqueue FROM PUBLIC;
 
@@ -407,15 +406,22 @@ COMMENT ON COLUMN pgqueue.operator_audit.detail IS 'Filter, state before and aft
 
 -- The one door through which jobs come in. Python calls enqueue_job and enqueue_jobs; people and other
 -- languages call enqueue and enqueue_many. All run in the caller's transaction.
--- The helpers have no SET search_path of their own: they run inside functions that fixed it, and each SET
--- costs as much as a small statement.
+-- Written for one call per transaction: there each PL/pgSQL expression is prepared anew (1-2 us), so the common
+-- case is one test and one statement, and the helpers have no SET search_path of their own: they run inside
+-- functions that fixed it.
 
--- Refuses what Python refuses before it sends anything, in the same words; SQLSTATE 22023.
--- Returns true, so that PL/pgSQL may call it as a plain expression: PERFORM would run a statement each time.
+-- Refuses what Python refuses before it sends anything, in the same words; SQLSTATE 22023. Returns true, so that
+-- it may be called as a plain expression. One look at everything first, the search for the culprit after it.
 CREATE FUNCTION pgqueue.check_job(task text, args jsonb, queue text, priority integer, delay interval, run_at timestamptz,
                                   idempotency_key text, key_ttl interval, headers jsonb, max_attempts integer)
-RETURNS boolean LANGUAGE plpgsql STABLE PARALLEL SAFE AS $$
+RETURNS boolean LANGUAGE plpgsql IMMUTABLE PARALLEL SAFE AS $$
 BEGIN
+  IF length(task) <= 200 AND task ~ '^[A-Za-z_][A-Za-z0-9_-]*(?:\.[A-Za-z_][A-Za-z0-9_-]*)*$' AND jsonb_typeof(args) = 'object'
+      AND octet_length(args::text) <= 128 AND (queue IS NULL OR queue ~ '^[a-z][a-z0-9_.-]{0,62}$')
+      AND coalesce(priority, 0) BETWEEN 0 AND 9 AND coalesce(max_attempts, 1) BETWEEN 1 AND 1001
+      AND num_nonnulls(delay, run_at, idempotency_key, key_ttl, headers) = 0 THEN
+    RETURN true;
+  END IF;
   IF task IS NULL OR length(task) > 200 OR task !~ '^[A-Za-z_][A-Za-z0-9_-]*(?:\.[A-Za-z_][A-Za-z0-9_-]*)*$' THEN
     RAISE EXCEPTION 'task: must be identifiers joined by dots, each of ASCII letters, digits, _ and - and not starting with a digit (limit: 1-200 characters)'
       USING ERRCODE = '22023';
@@ -423,6 +429,7 @@ BEGIN
   IF args IS NULL OR jsonb_typeof(args) <> 'object' THEN
     RAISE EXCEPTION 'args: must be a JSON object; pass the arguments by name, as in {"ride_id": 7}' USING ERRCODE = '22023';
   END IF;
+  PERFORM pgqueue.check_args('args', args);
   IF queue !~ '^[a-z][a-z0-9_.-]{0,62}$' THEN
     RAISE EXCEPTION 'queue: must start with a lower-case letter and hold only a-z, 0-9, _, . and -; rename the queue (limit: 1-63 characters)'
       USING ERRCODE = '22023';
@@ -490,12 +497,12 @@ COMMENT ON FUNCTION pgqueue.check_headers IS 'Raises 22023 if headers are not a 
 
 -- The text is measured, not the column: numbers take up to six times as much in jsonb as in JSON, and a value
 -- read from a table may come compressed. 63 levels down only scalars may stand.
-CREATE FUNCTION pgqueue.check_args(field text, args jsonb, bytes_max integer) RETURNS void LANGUAGE plpgsql IMMUTABLE PARALLEL SAFE AS $$
+CREATE FUNCTION pgqueue.check_args(field text, args jsonb) RETURNS void LANGUAGE plpgsql IMMUTABLE PARALLEL SAFE AS $$
 DECLARE
   bytes integer := octet_length(args::text);
 BEGIN
-  IF bytes > bytes_max THEN
-    RAISE EXCEPTION '%: are too large; store the data in a table and pass its id (limit: % bytes)', field, bytes_max USING ERRCODE = '22023';
+  IF bytes > 262144 THEN
+    RAISE EXCEPTION '%: are too large; store the data in a table and pass its id (limit: 262144 bytes)', field USING ERRCODE = '22023';
   ELSIF bytes > 128 AND jsonb_path_exists(args, 'strict $.**{64} ? (@.type() == "object" || @.type() == "array")') THEN
     RAISE EXCEPTION '%: are nested too deep (limit: 64 levels)', field USING ERRCODE = '22023';
   END IF;
@@ -504,9 +511,11 @@ COMMENT ON FUNCTION pgqueue.check_args IS 'Raises 22023 if a job''s arguments ar
 
 -- The options that only enqueue_job and enqueue_jobs take.
 CREATE FUNCTION pgqueue.check_options(retry jsonb, timeout_s double precision, expires_at timestamptz, concurrency_key text, tags text[])
-RETURNS void LANGUAGE plpgsql IMMUTABLE PARALLEL SAFE AS $$
+RETURNS boolean LANGUAGE plpgsql IMMUTABLE PARALLEL SAFE AS $$
 BEGIN
-  IF jsonb_typeof(retry) <> 'object' THEN
+  IF num_nonnulls(retry, timeout_s, expires_at, concurrency_key, tags) = 0 THEN
+    RETURN true;
+  ELSIF jsonb_typeof(retry) <> 'object' THEN
     RAISE EXCEPTION 'retry: must be a JSON object' USING ERRCODE = '22023';
   ELSIF NOT timeout_s BETWEEN 0.001 AND 315576000 THEN
     RAISE EXCEPTION 'timeout: is out of range (limit: 1ms to 3652d 12h)' USING ERRCODE = '22023';
@@ -514,12 +523,12 @@ BEGIN
     RAISE EXCEPTION 'expires_at: is not a moment before the year 9999' USING ERRCODE = '22023';
   ELSIF cardinality(tags) > 20 OR EXISTS (SELECT FROM unnest(tags) t (tag) WHERE t.tag IS NULL OR length(t.tag) NOT BETWEEN 1 AND 60) THEN
     RAISE EXCEPTION 'tags: must be at most 20 texts of 1-60 characters' USING ERRCODE = '22023';
-  END IF;
-  IF concurrency_key IS NOT NULL THEN
+  ELSIF concurrency_key IS NOT NULL THEN
     PERFORM pgqueue.check_key('concurrency_key', concurrency_key);
   END IF;
+  RETURN true;
 END $$;
-COMMENT ON FUNCTION pgqueue.check_options IS 'Raises 22023 if one of the rarer options of a job is out of bounds';
+COMMENT ON FUNCTION pgqueue.check_options IS 'True, or raises 22023 if one of the rarer options of a job is out of bounds';
 
 -- Takes the key, or tells who has it. A conflict is looked at in a second statement: one statement sees
 -- nothing after it waited for the other's commit.
@@ -569,61 +578,60 @@ BEGIN
 END $$;
 COMMENT ON FUNCTION pgqueue.wake IS 'Notifies at commit, if a worker of the queue sleeps';
 
--- args_bytes_max NULL: the caller has measured them itself, by a limit of its own; the table's CHECK remains.
+-- checked: the caller has applied these rules itself, with its own limit of size; the table's CHECKs remain.
 CREATE FUNCTION pgqueue.enqueue_job(
   task text, args jsonb DEFAULT '{}', queue text DEFAULT NULL, priority integer DEFAULT NULL, delay interval DEFAULT NULL,
   run_at timestamptz DEFAULT NULL, idempotency_key text DEFAULT NULL, key_ttl interval DEFAULT NULL, headers jsonb DEFAULT NULL,
   max_attempts integer DEFAULT NULL, retry jsonb DEFAULT NULL, timeout_s double precision DEFAULT NULL,
   expires_at timestamptz DEFAULT NULL, concurrency_key text DEFAULT NULL, tags text[] DEFAULT NULL,
-  parent_id bigint DEFAULT NULL, wake boolean DEFAULT true, args_bytes_max integer DEFAULT 262144,
+  parent_id bigint DEFAULT NULL, wake boolean DEFAULT true, checked boolean DEFAULT false,
   OUT job_id bigint, OUT created boolean)
 LANGUAGE plpgsql VOLATILE SECURITY DEFINER SET search_path = pg_catalog, pg_temp AS $$
 #variable_conflict use_column
 DECLARE
   moment timestamptz;
-  due timestamptz;
   known record;
   asleep boolean;
 BEGIN
-  created := pgqueue.check_job(enqueue_job.task, enqueue_job.args, enqueue_job.queue, enqueue_job.priority, enqueue_job.delay,
-    enqueue_job.run_at, enqueue_job.idempotency_key, enqueue_job.key_ttl, enqueue_job.headers, enqueue_job.max_attempts);
-  IF enqueue_job.args_bytes_max IS NOT NULL THEN
-    PERFORM pgqueue.check_args('args', enqueue_job.args, enqueue_job.args_bytes_max);
-  END IF;
-  IF num_nonnulls(enqueue_job.retry, enqueue_job.timeout_s, enqueue_job.expires_at, enqueue_job.concurrency_key, enqueue_job.tags) > 0 THEN
-    PERFORM pgqueue.check_options(enqueue_job.retry, enqueue_job.timeout_s, enqueue_job.expires_at, enqueue_job.concurrency_key, enqueue_job.tags);
-  END IF;
-  IF enqueue_job.queue IS NULL OR enqueue_job.priority IS NULL OR enqueue_job.max_attempts IS NULL THEN
-    SELECT t.queue, t.priority, t.max_attempts INTO known FROM pgqueue.tasks t WHERE t.name = enqueue_job.task;
-    enqueue_job.queue := coalesce(enqueue_job.queue, known.queue, 'default');
-    enqueue_job.priority := coalesce(enqueue_job.priority, known.priority, 5);
-    enqueue_job.max_attempts := coalesce(enqueue_job.max_attempts, known.max_attempts, 6);
-  END IF;
-
-  IF enqueue_job.idempotency_key IS NULL THEN
+  IF enqueue_job.checked AND enqueue_job.idempotency_key IS NULL AND enqueue_job.queue IS NOT NULL AND enqueue_job.priority IS NOT NULL
+      AND enqueue_job.max_attempts IS NOT NULL THEN
     enqueue_job.job_id := nextval('pgqueue.job_seq');
   ELSE
-    SELECT k.job_id, k.taken INTO enqueue_job.job_id, enqueue_job.created
-      FROM pgqueue.take_key(enqueue_job.task, enqueue_job.idempotency_key, enqueue_job.key_ttl) k;
-    IF NOT enqueue_job.created THEN
-      RETURN;
+    IF NOT enqueue_job.checked THEN
+      enqueue_job.checked := pgqueue.check_job(enqueue_job.task, enqueue_job.args, enqueue_job.queue, enqueue_job.priority, enqueue_job.delay,
+        enqueue_job.run_at, enqueue_job.idempotency_key, enqueue_job.key_ttl, enqueue_job.headers, enqueue_job.max_attempts)
+        AND pgqueue.check_options(enqueue_job.retry, enqueue_job.timeout_s, enqueue_job.expires_at, enqueue_job.concurrency_key, enqueue_job.tags);
+    END IF;
+    IF enqueue_job.queue IS NULL OR enqueue_job.priority IS NULL OR enqueue_job.max_attempts IS NULL THEN
+      SELECT t.queue, t.priority, t.max_attempts INTO known FROM pgqueue.tasks t WHERE t.name = enqueue_job.task;
+      enqueue_job.queue := coalesce(enqueue_job.queue, known.queue, 'default');
+      enqueue_job.priority := coalesce(enqueue_job.priority, known.priority, 5);
+      enqueue_job.max_attempts := coalesce(enqueue_job.max_attempts, known.max_attempts, 6);
+    END IF;
+    IF enqueue_job.idempotency_key IS NULL THEN
+      enqueue_job.job_id := nextval('pgqueue.job_seq');
+    ELSE
+      SELECT k.job_id, k.taken INTO enqueue_job.job_id, enqueue_job.created
+        FROM pgqueue.take_key(enqueue_job.task, enqueue_job.idempotency_key, enqueue_job.key_ttl) k;
+      IF NOT enqueue_job.created THEN
+        RETURN;
+      END IF;
     END IF;
   END IF;
 
   -- clock_timestamp, not now(): a job enqueued late in a long transaction is not late.
   moment := clock_timestamp();
-  due := greatest(moment, enqueue_job.run_at, moment + enqueue_job.delay);
   INSERT INTO pgqueue.jobs AS j (id, created_at, run_at, ready_seq, priority, max_attempts, state, queue, task, args, headers, tags,
       idempotency_key, concurrency_key, timeout_s, expires_at, retry, parent_id)
-    VALUES (enqueue_job.job_id, moment, due, CASE WHEN due = moment THEN enqueue_job.job_id END, enqueue_job.priority,
-      enqueue_job.max_attempts, CASE WHEN due = moment THEN 'ready' ELSE 'scheduled' END, enqueue_job.queue, enqueue_job.task,
-      enqueue_job.args, enqueue_job.headers, enqueue_job.tags, enqueue_job.idempotency_key, enqueue_job.concurrency_key,
-      enqueue_job.timeout_s, enqueue_job.expires_at, enqueue_job.retry, enqueue_job.parent_id)
+    VALUES (enqueue_job.job_id, moment, greatest(moment, enqueue_job.run_at, moment + enqueue_job.delay),
+      CASE WHEN greatest(moment, enqueue_job.run_at, moment + enqueue_job.delay) = moment THEN enqueue_job.job_id END,
+      enqueue_job.priority, enqueue_job.max_attempts,
+      CASE WHEN greatest(moment, enqueue_job.run_at, moment + enqueue_job.delay) = moment THEN 'ready' ELSE 'scheduled' END,
+      enqueue_job.queue, enqueue_job.task, enqueue_job.args, enqueue_job.headers, enqueue_job.tags, enqueue_job.idempotency_key,
+      enqueue_job.concurrency_key, enqueue_job.timeout_s, enqueue_job.expires_at, enqueue_job.retry, enqueue_job.parent_id)
     -- As wake() does, without a statement of its own.
-    RETURNING enqueue_job.wake AND due = moment AND EXISTS (SELECT FROM pgqueue.sleepers s WHERE s.queue = j.queue) INTO asleep;
-  IF asleep THEN
-    PERFORM pg_notify('pgqueue_wake', '');
-  END IF;
+    RETURNING true, CASE WHEN enqueue_job.wake AND j.state = 'ready' AND EXISTS (SELECT FROM pgqueue.sleepers s WHERE s.queue = j.queue)
+      THEN pg_notify('pgqueue_wake', '') IS NOT NULL END INTO enqueue_job.created, asleep;
 END $$;
 COMMENT ON FUNCTION pgqueue.enqueue_job IS 'Enqueues one job in the caller''s transaction; created is false when the idempotency key already had a job, whose id is returned';
 
@@ -632,7 +640,7 @@ CREATE FUNCTION pgqueue.enqueue_jobs(
   run_at timestamptz DEFAULT NULL, idempotency_keys text[] DEFAULT NULL, key_ttl interval DEFAULT NULL, headers jsonb DEFAULT NULL,
   max_attempts integer DEFAULT NULL, retry jsonb DEFAULT NULL, timeout_s double precision DEFAULT NULL,
   expires_at timestamptz DEFAULT NULL, concurrency_key text DEFAULT NULL, tags text[] DEFAULT NULL,
-  parent_id bigint DEFAULT NULL, wake boolean DEFAULT true, args_bytes_max integer DEFAULT 262144)
+  parent_id bigint DEFAULT NULL, wake boolean DEFAULT true, checked boolean DEFAULT false)
 RETURNS TABLE (job_id bigint, created boolean)
 LANGUAGE plpgsql VOLATILE SECURITY DEFINER SET search_path = pg_catalog, pg_temp AS $$
 #variable_conflict use_column
@@ -654,17 +662,18 @@ BEGIN
     RAISE EXCEPTION 'idempotency_keys: % for % jobs; give one per job', cardinality(enqueue_jobs.idempotency_keys), jobs_n
       USING ERRCODE = '22023';
   END IF;
-  PERFORM pgqueue.check_job(enqueue_jobs.task, '{}', enqueue_jobs.queue, enqueue_jobs.priority, enqueue_jobs.delay,
-    enqueue_jobs.run_at, NULL, enqueue_jobs.key_ttl, enqueue_jobs.headers, enqueue_jobs.max_attempts);
-  PERFORM pgqueue.check_options(enqueue_jobs.retry, enqueue_jobs.timeout_s, enqueue_jobs.expires_at, enqueue_jobs.concurrency_key, enqueue_jobs.tags);
-  SELECT a.i - 1 INTO wrong FROM unnest(enqueue_jobs.args) WITH ORDINALITY AS a (arg, i)
-    WHERE a.arg IS NULL OR jsonb_typeof(a.arg) <> 'object' LIMIT 1;
-  IF FOUND THEN
-    RAISE EXCEPTION 'args[%]: must be a JSON object; pass the arguments by name, as in {"ride_id": 7}', wrong USING ERRCODE = '22023';
-  END IF;
-  IF enqueue_jobs.args_bytes_max IS NOT NULL THEN
-    PERFORM pgqueue.check_args(format('args[%s]', a.i - 1), a.arg, enqueue_jobs.args_bytes_max)
-      FROM unnest(enqueue_jobs.args) WITH ORDINALITY AS a (arg, i);
+  IF NOT enqueue_jobs.checked THEN
+    PERFORM pgqueue.check_job(enqueue_jobs.task, '{}', enqueue_jobs.queue, enqueue_jobs.priority, enqueue_jobs.delay,
+      enqueue_jobs.run_at, NULL, enqueue_jobs.key_ttl, enqueue_jobs.headers, enqueue_jobs.max_attempts);
+    PERFORM pgqueue.check_options(enqueue_jobs.retry, enqueue_jobs.timeout_s, enqueue_jobs.expires_at, enqueue_jobs.concurrency_key, enqueue_jobs.tags);
+    SELECT a.i - 1 INTO wrong FROM unnest(enqueue_jobs.args) WITH ORDINALITY AS a (arg, i)
+      WHERE a.arg IS NULL OR jsonb_typeof(a.arg) <> 'object' LIMIT 1;
+    IF FOUND THEN
+      RAISE EXCEPTION 'args[%]: must be a JSON object; pass the arguments by name, as in {"ride_id": 7}', wrong USING ERRCODE = '22023';
+    END IF;
+    PERFORM pgqueue.check_args(format('args[%s]', a.i - 1), a.arg) FROM unnest(enqueue_jobs.args) WITH ORDINALITY AS a (arg, i);
+    PERFORM pgqueue.check_key(format('idempotency_keys[%s]', k.i - 1), k.key)
+      FROM unnest(enqueue_jobs.idempotency_keys) WITH ORDINALITY AS k (key, i) WHERE k.key IS NOT NULL;
   END IF;
   SELECT t.queue, t.priority, t.max_attempts INTO known FROM pgqueue.tasks t WHERE t.name = enqueue_jobs.task;
   enqueue_jobs.queue := coalesce(enqueue_jobs.queue, known.queue, 'default');
@@ -677,7 +686,6 @@ BEGIN
     -- In the order of the keys, so that two producers with overlapping batches cannot deadlock.
     FOR row IN SELECT k.key, k.i FROM unnest(enqueue_jobs.idempotency_keys) WITH ORDINALITY AS k (key, i)
                WHERE k.key IS NOT NULL ORDER BY k.key COLLATE "C", k.i LOOP
-      PERFORM pgqueue.check_key(format('idempotency_keys[%s]', row.i - 1), row.key);
       SELECT k.job_id, k.taken INTO first FROM pgqueue.take_key(enqueue_jobs.task, row.key, enqueue_jobs.key_ttl) k;
       ids[row.i] := first.job_id;
       news[row.i] := first.taken;

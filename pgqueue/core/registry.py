@@ -22,6 +22,14 @@ class RegisteredTask:
     priority: int
     retry: Retry
     timeout_s: float | None
+    batch: int = 0  # jobs handed to one call; 0 = one job, one call
+    batch_key: str | None = None  # the argument whose value keeps jobs apart: one call per value
+    group_commit: int = 0  # jobs that share a transaction, a savepoint each; 0 = one each
+
+    @property
+    def together(self) -> int:
+        """How many jobs are worth taking at once."""
+        return max(self.batch, self.group_commit, 1)
 
 
 @dataclass(frozen=True, slots=True)

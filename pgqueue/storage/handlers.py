@@ -19,6 +19,8 @@ from pgqueue.storage.connect import JOB, connect_arguments
 from pgqueue.storage.statements import statement
 
 _COMMIT: Final = b"COMMIT"
+_SETTLE: Final = statement("settle_in_transaction")
+_SETTLE_MANY: Final = statement("settle_many_in_transaction")
 # What a handler may have left on the session; DISCARD ALL is not allowed in a pipeline.
 _RESET: Final = (
     b"RESET SESSION AUTHORIZATION",
@@ -202,24 +204,26 @@ def async_job_pool(
     )
 
 
-def settle_and_commit(conn: JobConnection, settlement: dict[str, Any]) -> None:
+def settle_and_commit(conn: JobConnection, settlement: dict[str, Any], *, many: bool = False) -> None:
     """Send the settlement, COMMIT and the session's reset as one message; raise if any was refused.
 
     The settlement raises when the claim is lost or the mark is gone, and then COMMIT ends nothing.
     """
     conn.leave_job()
     with conn.pipeline():
-        conn.execute(statement("settle_in_transaction"), settlement)
+        conn.execute(_SETTLE_MANY if many else _SETTLE, settlement)
         conn.execute(_COMMIT)
         for text in _RESET:
             conn.execute(text)
 
 
-async def settle_and_commit_async(conn: AsyncJobConnection, settlement: dict[str, Any]) -> None:
+async def settle_and_commit_async(
+    conn: AsyncJobConnection, settlement: dict[str, Any], *, many: bool = False
+) -> None:
     """The same on an async connection."""
     conn.leave_job()
     async with conn.pipeline():
-        await conn.execute(statement("settle_in_transaction"), settlement)
+        await conn.execute(_SETTLE_MANY if many else _SETTLE, settlement)
         await conn.execute(_COMMIT)
         for text in _RESET:
             await conn.execute(text)

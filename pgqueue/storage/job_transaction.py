@@ -30,6 +30,9 @@ from pgqueue.storage.handlers import (
 
 _DIALECT: Final = "postgresql+psycopg://"
 SETTLE_DEADLINE_S: Final = 15
+_STEP: Final = b"SAVEPOINT pgqueue_member"
+_NEXT: Final = b"RELEASE SAVEPOINT pgqueue_member; SAVEPOINT pgqueue_member"
+_UNDO: Final = b"ROLLBACK TO SAVEPOINT pgqueue_member"
 
 
 class JobSession(Session):
@@ -57,12 +60,13 @@ class AsyncJobSession(AsyncSession):
 class JobTransaction:
     """A sync handler's transaction. One per run, used in one thread."""
 
-    __slots__ = ("_claim_id", "_conn", "_pool", "_sa", "_session", "_timeout_s")
+    __slots__ = ("_conn", "_pool", "_sa", "_session", "_stepped", "_timeout_s", "claim_id")
 
     def __init__(self, pool: ConnectionPool[JobConnection], claim_id: str, timeout_s: float | None) -> None:
         self._pool = pool
-        self._claim_id = claim_id
+        self.claim_id = claim_id
         self._timeout_s = timeout_s
+        self._stepped = False
         self._conn: JobConnection | None = None
         self._session: JobSession | None = None
         self._sa: SAConnection | None = None
@@ -72,7 +76,7 @@ class JobTransaction:
         """The connection; lent by the pool at the first call."""
         if self._conn is None:
             self._conn = self._pool.getconn()
-            self._conn.enter_job(self._claim_id, self._timeout_s)
+            self._conn.enter_job(self.claim_id, self._timeout_s)
         return self._conn
 
     @property
@@ -87,15 +91,34 @@ class JobTransaction:
             self._session = JobSession(bind=self._sa, autoflush=True, expire_on_commit=False)
         return self._session
 
-    def settle(self, settlement: dict[str, Any]) -> None:
-        """Flush, settle and commit. Raises what the database answers; then the caller must `abort`."""
-        conn = self.conn
+    def flush(self) -> None:
+        """Send what the session still holds."""
         if self._session is not None:
             self._session.flush()
+
+    def step(self) -> None:
+        """Begin the next member of a group: what it writes can be undone alone. One message, not two."""
+        self.conn.execute(_NEXT if self._stepped else _STEP)
+        self._stepped = True
+
+    def undo_step(self) -> bool:
+        """Undo the current member's part; False if the transaction cannot be saved."""
+        try:
+            if self._session is not None:
+                self._session.expunge_all()
+            self.conn.execute(_UNDO)
+        except psycopg.Error:
+            return False
+        return True
+
+    def settle(self, settlement: dict[str, Any], *, many: bool = False) -> None:
+        """Flush, settle and commit. Raises what the database answers; then the caller must `abort`."""
+        conn = self.conn
+        self.flush()
         if conn.pgconn.transaction_status == psycopg.pq.TransactionStatus.IDLE:
             conn.execute(b"SELECT")  # begins, if nothing was sent yet; raises, if the handler ended it
         with deadline(conn, SETTLE_DEADLINE_S):
-            settle_and_commit(conn, settlement)
+            settle_and_commit(conn, settlement, many=many)
         self._give_back(conn)
 
     def abort(self) -> None:
@@ -136,14 +159,15 @@ class JobTransaction:
 class AsyncJobTransaction:
     """An async handler's transaction."""
 
-    __slots__ = ("_claim_id", "_conn", "_pool", "_session", "_timeout_s")
+    __slots__ = ("_conn", "_pool", "_session", "_stepped", "_timeout_s", "claim_id")
 
     def __init__(
         self, pool: AsyncConnectionPool[AsyncJobConnection], claim_id: str, timeout_s: float | None
     ) -> None:
         self._pool = pool
-        self._claim_id = claim_id
+        self.claim_id = claim_id
         self._timeout_s = timeout_s
+        self._stepped = False
         self._conn: AsyncJobConnection | None = None
         self._session: AsyncJobSession | None = None
 
@@ -151,7 +175,7 @@ class AsyncJobTransaction:
         """The connection; lent by the pool at the first call."""
         if self._conn is None:
             conn = await self._pool.getconn()
-            conn.enter_job(self._claim_id, self._timeout_s)
+            conn.enter_job(self.claim_id, self._timeout_s)
             self._conn = conn
         return self._conn
 
@@ -164,14 +188,34 @@ class AsyncJobTransaction:
             )
         return self._session
 
-    async def settle(self, settlement: dict[str, Any]) -> None:
-        """Flush, settle and commit. Raises what the database answers; then the caller must `abort`."""
+    async def flush(self) -> None:
+        """Send what the session still holds."""
         if self._session is not None:
             await self._session.flush()
+
+    async def step(self) -> None:
+        """Begin the next member of a group: what it writes can be undone alone. One message, not two."""
+        conn = await self.connection()
+        await conn.execute(_NEXT if self._stepped else _STEP)
+        self._stepped = True
+
+    async def undo_step(self) -> bool:
+        """Undo the current member's part; False if the transaction cannot be saved."""
+        try:
+            if self._session is not None:
+                self._session.expunge_all()
+            await (await self.connection()).execute(_UNDO)
+        except psycopg.Error:
+            return False
+        return True
+
+    async def settle(self, settlement: dict[str, Any], *, many: bool = False) -> None:
+        """Flush, settle and commit. Raises what the database answers; then the caller must `abort`."""
+        await self.flush()
         conn = await self.connection()
         if conn.pgconn.transaction_status == psycopg.pq.TransactionStatus.IDLE:
             await conn.execute(b"SELECT")  # as above
-        await settle_and_commit_async(conn, settlement)
+        await settle_and_commit_async(conn, settlement, many=many)
         await self._give_back(conn)
 
     async def abort(self) -> None:

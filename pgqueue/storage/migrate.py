@@ -174,6 +174,8 @@ def _walk(
                 _lock(conn, lock_wait_s)
                 if _position(state_of(conn), known) == at:
                     _step(conn, link, goal, down=down, force=force)
+                    if goal == target:
+                        return
                 conn.commit()
             tries = 0
         except LocksTakenError:

@@ -7,18 +7,18 @@ import threading
 import time
 from typing import Any
 
-import psycopg
 from psycopg_pool import AsyncConnectionPool
 
 from pgqueue.core.decide import Kind
 from pgqueue.core.payload import encode_result
 from pgqueue.errors import TransactionMisuse
-from pgqueue.storage.faults import Fault, classify
 from pgqueue.storage.handlers import AsyncJobConnection
 from pgqueue.storage.job_transaction import AsyncJobTransaction
 from pgqueue.worker.claimed import ClaimedJob
 from pgqueue.worker.context import AsyncJobContext
-from pgqueue.worker.executor import HIDDEN_ERROR
+from pgqueue.worker.executor_errors import handler_fault
+from pgqueue.worker.grouped import LINGER_S
+from pgqueue.worker.grouped_async import AsyncGroupRunner
 from pgqueue.worker.outcome import Prepared, ended_badly, prepare, put_aside
 from pgqueue.worker.settler import Settler
 from pgqueue.worker.slots import Pool
@@ -39,6 +39,9 @@ class AsyncExecutor:
         self._pools = pools
         self._settler = settler
         self._connections = connections
+        self._groups = AsyncGroupRunner(
+            state, settler, lambda claim_id, limit_s: AsyncJobTransaction(connections, claim_id, limit_s)
+        )
         self._loop = asyncio.new_event_loop()
         self._tasks: set[asyncio.Task[None]] = set()
         self._pumping = False
@@ -96,11 +99,24 @@ class AsyncExecutor:
 
     async def _run(self, pool: Pool, job: ClaimedJob) -> None:
         started = time.monotonic()
+        along = 0
         try:
-            await self._attempt(job, started)
+            if job.task is not None and job.task.together > 1:
+                along = await self._together(pool, job, job.task.together, started)
+            else:
+                await self._attempt(job, started)
         finally:
+            pool.count_along(along)
             pool.finish_async(job, time.monotonic() - started)
             self._pump()
+
+    async def _together(self, pool: Pool, first: ClaimedJob, most: int, started: float) -> int:
+        jobs = [first, *pool.take_along(first, most - 1, is_async=True)]
+        if len(jobs) < most and first.task is not None and first.task.batch:
+            await asyncio.sleep(LINGER_S)
+            jobs += pool.take_along(first, most - len(jobs), is_async=True)
+        await self._groups.run(jobs, started, asyncio.current_task())
+        return len(jobs) - 1
 
     async def _attempt(self, job: ClaimedJob, started: float) -> None:
         state = self._state
@@ -189,18 +205,14 @@ class AsyncExecutor:
             await transaction.abort()
         if job.done:
             return
-        fault = classify(error, broken=lost) if isinstance(error, psycopg.Error) else None
-        if fault is Fault.CLAIM_LOST:
+        verdict = handler_fault(error, lost=lost)
+        if verdict == "claim_lost":
             self._settler.note_lost(job)
             return
-        if fault is Fault.MISUSE:
-            error = TransactionMisuse(
-                "the job's transaction was ended inside its handler; return to commit, raise to roll back"
-            )
-        elif fault is Fault.ABORTED:
-            error = TransactionMisuse(HIDDEN_ERROR)
-        elif fault in {Fault.RECONNECT, Fault.UNKNOWN} and lost:
+        if verdict == "unknown":
             self._settler.put_unknown(ended_badly(self._state, job, error, prepared, started))
             return
+        if isinstance(verdict, TransactionMisuse):
+            error = verdict
         reason = running.cancel_reason if running is not None else None
         self._settler.put_other(ended_badly(self._state, job, error, prepared, started, cancel_reason=reason))

@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import contextlib
 import time
-from collections.abc import AsyncIterator, Callable, Iterator
+from collections.abc import AsyncIterator, Callable, Iterator, Sequence
 from typing import TYPE_CHECKING, Any, Final, Protocol
 
 import structlog
@@ -21,6 +21,7 @@ from pgqueue.worker.lazy_connection import LazyAsyncConnection
 if TYPE_CHECKING:
     from pgqueue.storage.job_transaction import AsyncJobTransaction, JobTransaction
     from pgqueue.worker.claimed import ClaimedJob
+    from pgqueue.worker.outcome import Prepared
 
 LOGGER_NAME: Final = "pgqueue.job"
 
@@ -151,6 +152,33 @@ class JobContext(_Context):
         return self._transaction
 
 
+class BatchContext(JobContext):
+    """The context of one call for many jobs: one transaction, and a verdict per job where they differ."""
+
+    __slots__ = ("failures", "jobs")
+
+    def __init__(
+        self,
+        members: Sequence[tuple[ClaimedJob, Prepared]],
+        deadline: float | None,
+        begin: Callable[[], JobTransaction],
+    ) -> None:
+        first, prepared = members[0]
+        super().__init__(first, prepared.args, prepared.extras, prepared.max_attempts, deadline, begin)
+        self.jobs = [job.seen_by_handler(p.args, p.extras, p.max_attempts) for job, p in members]
+        self.failures: dict[int, BaseException] = {}
+
+    def fail(self, job: Job, error: BaseException | str) -> None:
+        """This job of the batch failed, the others may succeed: `error` decides like a raised one (Reject, Snooze, …)."""
+        self.failures[job.id] = error if isinstance(error, BaseException) else RuntimeError(error)
+
+    def member_transaction(self) -> JobTransaction:
+        """The shared transaction, at the beginning of a member's part of it."""
+        transaction = self._opened()
+        transaction.step()
+        return transaction
+
+
 class AsyncJobContext(_Context):
     """An async handler's context: the same names, with an async connection and session."""
 
@@ -205,3 +233,30 @@ class AsyncJobContext(_Context):
         if self._transaction is None:
             self._transaction = self._begin()
         return self._transaction
+
+
+class AsyncBatchContext(AsyncJobContext):
+    """The context of one call of an async batch handler."""
+
+    __slots__ = ("failures", "jobs")
+
+    def __init__(
+        self,
+        members: Sequence[tuple[ClaimedJob, Prepared]],
+        deadline: float | None,
+        begin: Callable[[], AsyncJobTransaction],
+    ) -> None:
+        first, prepared = members[0]
+        super().__init__(first, prepared.args, prepared.extras, prepared.max_attempts, deadline, begin)
+        self.jobs = [job.seen_by_handler(p.args, p.extras, p.max_attempts) for job, p in members]
+        self.failures: dict[int, BaseException] = {}
+
+    def fail(self, job: Job, error: BaseException | str) -> None:
+        """This job of the batch failed, the others may succeed: `error` decides like a raised one (Reject, Snooze, …)."""
+        self.failures[job.id] = error if isinstance(error, BaseException) else RuntimeError(error)
+
+    async def begun(self) -> AsyncJobTransaction:
+        """The shared transaction, with its connection."""
+        transaction = self._opened()
+        await transaction.connection()
+        return transaction

@@ -9,17 +9,17 @@ import threading
 import time
 from typing import Any, Final
 
-import psycopg
 from psycopg_pool import ConnectionPool
 
 from pgqueue.core.decide import JobTimeout, Kind, Settlement
 from pgqueue.core.payload import encode_result
 from pgqueue.errors import TransactionMisuse
-from pgqueue.storage.faults import Fault, classify
 from pgqueue.storage.handlers import JobConnection
 from pgqueue.storage.job_transaction import JobTransaction
 from pgqueue.worker.claimed import ClaimedJob
 from pgqueue.worker.context import JobContext
+from pgqueue.worker.executor_errors import handler_fault
+from pgqueue.worker.grouped import LINGER_S, GroupRunner
 from pgqueue.worker.outcome import Ended, Prepared, ended_badly, prepare, put_aside
 from pgqueue.worker.settler import Settler
 from pgqueue.worker.slots import Pool
@@ -38,6 +38,9 @@ class SyncExecutor:
         self._pool = pool
         self._settler = settler
         self._connections = connections
+        self._groups = GroupRunner(
+            state, settler, lambda claim_id, limit_s: JobTransaction(connections, claim_id, limit_s)
+        )
         self._threads: list[threading.Thread] = []
         self._number = 0
 
@@ -64,10 +67,21 @@ class SyncExecutor:
             if job is None:
                 return
             started = time.monotonic()
-            self._run(job, started)
+            if job.task is not None and job.task.together > 1:
+                self._run_together(job, job.task.together, started)
+            else:
+                self._run(job, started)
             run_s = time.monotonic() - started
             if job.done:
                 return  # given up as stuck meanwhile: another thread has this slot
+
+    def _run_together(self, first: ClaimedJob, most: int, started: float) -> None:
+        jobs = [first, *self._pool.take_along(first, most - 1)]
+        if len(jobs) < most and first.task is not None and first.task.batch:
+            time.sleep(LINGER_S)
+            jobs += self._pool.take_along(first, most - len(jobs))
+        self._groups.run(jobs, started)
+        self._pool.count_along(len(jobs) - 1)
 
     def _run(self, job: ClaimedJob, started: float) -> None:
         state = self._state
@@ -156,42 +170,36 @@ class SyncExecutor:
             transaction.abort()
         if job.done:
             return  # its claim was ended when its time ran out
-        settle_fault = classify(error, broken=lost) if isinstance(error, psycopg.Error) else None
-        if settle_fault is Fault.CLAIM_LOST:
+        verdict = handler_fault(error, lost=lost)
+        if verdict == "claim_lost":
             self._settler.note_lost(job)
             return
-        if settle_fault is Fault.MISUSE:
-            error = TransactionMisuse(
-                "the job's transaction was ended inside its handler; return to commit, raise to roll back"
-            )
-        elif settle_fault is Fault.ABORTED:
-            error = TransactionMisuse(HIDDEN_ERROR)
-        elif settle_fault in {Fault.RECONNECT, Fault.UNKNOWN} and lost:
-            # Perhaps the answer to COMMIT was lost: the settler reads the truth back before anything is decided.
+        if verdict == "unknown":
             self._settler.put_unknown(ended_badly(self._state, job, error, prepared, started))
             return
+        if isinstance(verdict, TransactionMisuse):
+            error = verdict
         reason = running.cancel_reason if running is not None else None
         self._settler.put_other(ended_badly(self._state, job, error, prepared, started, cancel_reason=reason))
 
 
-def timed_out(state: WorkerState, running: Running) -> Ended:
-    """The end of a run whose time is up."""
-    job = running.job
+def timed_out(state: WorkerState, running: Running, job: ClaimedJob) -> Ended:
+    """The end of a run whose time is up, for one of its jobs."""
     limit = running.deadline - running.started
     error = JobTimeout(f"ran longer than its timeout of {limit:g} s")
     try:
-        prepared: Prepared | None = prepare(state, job)
+        prepared: Prepared | None = prepare(state, job, batch=job.task is not None and job.task.batch > 0)
     except Exception:  # noqa: BLE001 - it had been prepared before; if not now, its policy is the default
         prepared = None
     return ended_badly(state, job, error, prepared, running.started)
 
 
-def interrupted(running: Running) -> Ended:
+def interrupted(running: Running, job: ClaimedJob) -> Ended:
     """The end of a run that the shutdown did not wait for: it costs no attempt."""
     return Ended(
-        running.job,
+        job,
         Settlement(Kind.RELEASED, reason="released"),
-        running.started - running.job.claim.received,
+        running.started - job.claim.received,
         time.monotonic() - running.started,
-        running.job.max_attempts,
+        job.max_attempts,
     )

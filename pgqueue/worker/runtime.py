@@ -237,9 +237,8 @@ class Worker:
         idle_since: float | None = None
         while not self._done.wait(TICK_S):
             now = time.monotonic()
-            for running in list(state.running.values()):
-                if running.deadline < now:
-                    self._time_out(running)
+            for running in dict.fromkeys(r for r in list(state.running.values()) if r.deadline < now):
+                self._time_out(running)
             if state.stuck >= STUCK_MAX_TIMES * state.slots:
                 state.events.emit(
                     Warned(
@@ -285,12 +284,7 @@ class Worker:
         for pool in self._pools:
             for job in pool.drop():
                 settler.put_other(put_aside(job, Kind.RELEASED, "released"))
-        until = time.monotonic() + self._settings.grace_s
-        while any(pool.running for pool in self._pools) and time.monotonic() < until and self._stops < 2:
-            time.sleep(TICK_S)
-        for running in list(state.running.values()):
-            self._end(running, "shutdown")
-            settler.put_other(interrupted(running))
+        self._wait_for_handlers(settler)
         for pool in self._pools:
             pool.close()
         if not self._suspects_only:
@@ -303,10 +297,21 @@ class Worker:
         if listener is not None:
             listener.stop()
 
+    def _wait_for_handlers(self, settler: Settler) -> None:
+        """Running handlers get the grace period; then their jobs are given back."""
+        until = time.monotonic() + self._settings.grace_s
+        while any(pool.running for pool in self._pools) and time.monotonic() < until and self._stops < 2:
+            time.sleep(TICK_S)
+        for running in dict.fromkeys(self.state.running.values()):
+            self._end(running, "shutdown")
+            for job in (running.job, *running.others):
+                settler.put_other(interrupted(running, job))
+
     def _time_out(self, running: Running) -> None:
-        ended = timed_out(self.state, running)
+        ended = [timed_out(self.state, running, job) for job in (running.job, *running.others)]
         self._end(running, "timeout")
-        self._settler.put_other(ended)
+        for one in ended:
+            self._settler.put_other(one)
         if running.cancel is None:
             self.state.stuck += 1
             for pool, executor in zip(self._pools, self._executors, strict=True):
@@ -317,9 +322,10 @@ class Worker:
     def _end(self, running: Running, reason: str) -> None:
         """Take the job from its handler: it may go on, but it can settle nothing any more."""
         running.deadline = NEVER
-        running.job.done = True
         running.context.ask_to_stop(reason)
-        self.state.running.pop(running.job.id, None)
+        for job in (running.job, *running.others):
+            job.done = True
+            self.state.running.pop(job.id, None)
         if running.cancel is not None and self._async is not None:
             self._async.cancel(running)
 

@@ -162,7 +162,11 @@ class Settler:
 
     def _write_succeeded(self, batch: list[_Success]) -> None:
         began = time.monotonic()
-        settled = self._settle(statement("settle_succeeded"), _arrays(batch), [s.job for s in batch])
+        settled = self._settle(
+            statement("settle_succeeded"),
+            array_parameters([(s.job, s.buffered_s, s.run_s, s.result) for s in batch]),
+            [s.job for s in batch],
+        )
         self._count(batch, settled)
         if settled:
             self._state.settled += len(settled)
@@ -266,16 +270,19 @@ def _was_settled(conn: psycopg.Connection[Any], job: ClaimedJob) -> bool:
     return bool(row and row[0])
 
 
-def _arrays(batch: list[_Success]) -> dict[str, str]:
-    """Array literals joined by hand: numbers and UUIDs of our own making, and far quicker than the driver's dumper."""
+def array_parameters(rows: Sequence[tuple[ClaimedJob, float, float, str | None]]) -> dict[str, str]:
+    """The parameters of a settling statement for (job, buffered_s, run_s, result) rows.
+
+    Array literals joined by hand: numbers and UUIDs of our own making, and far quicker than the driver's dumper.
+    """
     results = "[]"
-    if any(s.result is not None for s in batch):
-        results = "[" + ",".join("null" if s.result is None else s.result for s in batch) + "]"
+    if any(row[3] is not None for row in rows):
+        results = "[" + ",".join("null" if row[3] is None else row[3] for row in rows) + "]"
     return {
-        "ids": "{" + ",".join([str(s.job.id) for s in batch]) + "}",
-        "claims": "{" + ",".join([s.job.claim.id for s in batch]) + "}",
-        "buffered": "{" + ",".join([f"{s.buffered_s:.6f}" for s in batch]) + "}",
-        "runs": "{" + ",".join([f"{s.run_s:.6f}" for s in batch]) + "}",
+        "ids": "{" + ",".join([str(row[0].id) for row in rows]) + "}",
+        "claims": "{" + ",".join([row[0].claim.id for row in rows]) + "}",
+        "buffered": "{" + ",".join([f"{row[1]:.6f}" for row in rows]) + "}",
+        "runs": "{" + ",".join([f"{row[2]:.6f}" for row in rows]) + "}",
         "results": results,
     }
 

@@ -13,6 +13,7 @@ from collections.abc import Callable, Iterable
 
 from pgqueue.worker.claimed import ClaimedJob
 
+TOGETHER_S = 5.0  # how long a batch seen keeps the claims large
 QUICK_S = 0.0002  # a task whose handler usually returns faster than a thread can be woken
 
 
@@ -39,6 +40,8 @@ class Pool:
         self.pump_async: Callable[[], None] = _nothing
         self.want_more: Callable[[], None] = _nothing
         self._quick: dict[str, float] = {}
+        self._together = 0
+        self._together_until = 0.0
 
     def want(self) -> int:
         """How many jobs to claim now: free slots, plus about `buffer_s` of work ahead at the recent rate."""
@@ -47,7 +50,7 @@ class Pool:
                 return 0
             self._measure()
             waiting = len(self._ready) + len(self._ready_async)
-            ahead = min(self._batch_max, int(self._rate * self._buffer_s))
+            ahead = max(self._ahead(), self._together if time.monotonic() < self._together_until else 0)
             room = self.slots - self.running + ahead - waiting
             # A small top-up costs a round trip as a full batch does, so wait until half the work ahead is used.
             if room <= 0 or (waiting and waiting * 2 > ahead and self.running >= self.slots):
@@ -59,6 +62,9 @@ class Pool:
         with self._cond:
             has_async = False
             for job in jobs:
+                if job.task is not None and job.task.together > 1:
+                    self._together = max(self._together, job.task.together)
+                    self._together_until = time.monotonic() + TOGETHER_S
                 if job.task is not None and job.task.is_async:
                     self._ready_async.append(job)
                     has_async = True
@@ -99,11 +105,25 @@ class Pool:
             self.want_more()
         return job
 
-    def finish_last(self, previous: ClaimedJob, run_s: float) -> None:
-        """Finish a job in a thread that takes no more."""
+    def take_along(self, first: ClaimedJob, most: int, *, is_async: bool = False) -> list[ClaimedJob]:
+        """Take up to `most` more jobs of `first`'s task out of the buffer, for the slot that runs `first`."""
         with self._cond:
-            self._finished(previous, run_s)
-            self._cond.notify()
+            source = self._ready_async if is_async else self._ready
+            taken: list[ClaimedJob] = []
+            kept: deque[ClaimedJob] = deque()
+            while source and len(taken) < most:
+                job = source.popleft()
+                (taken if job.task_name == first.task_name else kept).append(job)
+            kept.extend(source)
+            source.clear()
+            source.extend(kept)
+        self.want_more()
+        return taken
+
+    def count_along(self, jobs: int) -> None:
+        """Jobs that ran along with another in its slot are finished."""
+        with self._cond:
+            self.finished += jobs
 
     def take_async(self) -> ClaimedJob | None:
         """Take an async job if a slot is free; never waits."""

@@ -18,7 +18,7 @@ from pgqueue.worker.claimed import ClaimBook, ClaimedJob
 NEVER: Final = float("inf")
 
 
-@dataclass(slots=True)
+@dataclass(slots=True, eq=False)
 class Running:
     """One handler at work: what the monitor needs to end its claim, and the handler to hear of it."""
 
@@ -28,6 +28,7 @@ class Running:
     context: Any
     cancel_reason: str | None = None
     cancel: Any = None  # for an async handler: how to cancel its task
+    others: tuple[ClaimedJob, ...] = ()  # the rest of its batch or group
 
 
 @dataclass(slots=True)

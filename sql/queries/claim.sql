@@ -14,6 +14,8 @@ WITH commit_class AS MATERIALIZED (
     unnest(%(pools)s::integer[], %(queues)s::text[], %(priorities)s::smallint[], %(floors)s::bigint[])
       WITH ORDINALITY AS l (pool, queue, priority, floor, place)
   WHERE NOT EXISTS (SELECT FROM pgqueue.queues q WHERE q.name = l.queue AND q.paused_at IS NOT NULL)
+  -- The anti-join may hash the lanes, and a claim takes them as they come.
+  ORDER BY l.place
 ), picked AS MATERIALIZED (
   SELECT head.id, w.pool
   FROM unnest(%(wants)s::integer[]) WITH ORDINALITY AS w (want, pool)

@@ -10,6 +10,7 @@ import threading
 import time
 from collections.abc import Iterator
 from pathlib import Path
+from types import SimpleNamespace
 
 import psycopg
 import pytest
@@ -96,7 +97,7 @@ def test_a_waiting_migrator_holds_no_snapshot(blank18: Database) -> None:
     waiting = threading.Thread(target=migrate.upgrade, args=[blank18.dsn])
     waiting.start()
     seen = blank18.connect()
-    polls = "SELECT count(*) FROM pg_stat_activity WHERE datname = current_database() AND application_name = 'pgqueue/migrate' AND query LIKE '%%ROLLBACK%%'"
+    polls = BUSY + " AND query = 'ROLLBACK' AND state = 'idle' AND backend_xmin IS NULL"
     wait_for(lambda: seen.execute(polls).fetchone() == (1,), 20, "the migrator resting between two tries")
     blocked = "SELECT count(*) FROM pg_locks WHERE locktype = 'advisory' AND NOT granted"
     assert seen.execute(blocked).fetchone() == (0,)
@@ -142,7 +143,7 @@ def test_a_table_that_is_held_for_a_while_is_waited_for_in_short_tries(
         blank18.connect().execute("SELECT pgqueue.enqueue('t')")
         holder.rollback()
 
-    monkeypatch.setattr(migrate.time, "sleep", pause)
+    monkeypatch.setattr(migrate, "time", SimpleNamespace(sleep=pause, monotonic=time.monotonic))
     migrate.upgrade(blank18.dsn)
     assert pauses == [migrate.TABLE_LOCK_PAUSE_S]
     assert migrate.check(blank18.dsn).found == "pgqueue_0002"

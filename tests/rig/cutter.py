@@ -79,6 +79,9 @@ class Cutter:
                     return
                 body = stream.read(struct.unpack("!I", length)[0] - 4)
                 number += 1
+                if kind == b"X":  # goodbye: there is nothing left to lose
+                    server.sendall(kind + length + body)
+                    return
                 if number == self._at and not self._sent:
                     self.fired = True
                     return

@@ -5,6 +5,7 @@ from __future__ import annotations
 import itertools
 import os
 import signal
+from pathlib import Path
 
 import psycopg
 import pytest
@@ -69,10 +70,11 @@ def test_the_end_of_the_block_ends_a_stopped_process_and_its_children() -> None:
         process.freeze()
     assert process.popen.returncode == -signal.SIGKILL
 
+    stat = Path(f"/proc/{child}/stat")
+
     def ended() -> bool:
         try:
-            with open(f"/proc/{child}/stat") as stat:
-                return stat.read().rpartition(")")[2].split()[0] == "Z"
+            return stat.read_text().rpartition(")")[2].split()[0] == "Z"
         except FileNotFoundError:
             return True
 
@@ -80,9 +82,13 @@ def test_the_end_of_the_block_ends_a_stopped_process_and_its_children() -> None:
 
 
 def test_a_failure_inside_the_block_shows_what_the_process_said_last() -> None:
-    with pytest.raises(RuntimeError) as caught, python("print('last words')") as process:
-        process.wait()
-        raise RuntimeError("something else")
+    def fail_inside() -> None:
+        with python("print('last words')") as process:
+            process.wait()
+            raise RuntimeError("something else")
+
+    with pytest.raises(RuntimeError, match="something else") as caught:
+        fail_inside()
     assert "last words" in caught.value.__notes__[0]
 
 

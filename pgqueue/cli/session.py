@@ -1,0 +1,157 @@
+"""What every verb of the command line shares: the common options, the settings, a connection, the output's form.
+
+`verb(app)` registers a function whose first parameter is the Session; the options that make it are added here
+once, so that they may stand before or after the noun.
+"""
+
+from __future__ import annotations
+
+import functools
+import inspect
+from collections.abc import Callable
+from dataclasses import dataclass, field
+from enum import StrEnum
+from functools import cached_property
+from typing import TYPE_CHECKING, Annotated, Any, Concatenate, Final, ParamSpec
+
+import typer
+
+if TYPE_CHECKING:
+    import psycopg
+
+    from pgqueue.cli.out import Printer
+    from pgqueue.settings import Settings
+
+P = ParamSpec("P")
+
+
+class Output(StrEnum):
+    """How an answer is written to stdout."""
+
+    TABLE = "table"
+    JSON = "json"
+    JSONL = "jsonl"
+    CSV = "csv"
+    NAME = "name"
+
+
+@dataclass(slots=True)
+class Common:
+    """The common options as given so far: before the noun, then after the verb."""
+
+    dsn: str | None = None
+    output: Output | None = None
+    verbose: bool = False
+    no_headers: bool = False
+    utc: bool = False
+
+
+DSN: Final = typer.Option(
+    "--dsn",
+    help="Database to work on; default: PGQUEUE_DATABASE_URL and the other settings.",
+    show_default=False,
+)
+OUTPUT: Final = typer.Option("-o", "--output", help="Form of the answer.", show_default="table")
+VERBOSE: Final = typer.Option("-v", "--verbose", help="Show the traceback of an error.")
+NO_HEADERS: Final = typer.Option("--no-headers", help="Leave the heads of tables out.")
+UTC: Final = typer.Option("--utc", help="Times of tables in UTC, not relative.")
+
+_COMMON: Final = {
+    "dsn": (str | None, DSN, None),
+    "output": (Output | None, OUTPUT, None),
+    "verbose": (bool, VERBOSE, False),
+    "no_headers": (bool, NO_HEADERS, False),
+    "utc": (bool, UTC, False),
+}
+
+
+@dataclass(frozen=True)
+class Session:
+    """One run of one verb."""
+
+    common: Common = field(default_factory=Common)
+
+    @property
+    def output(self) -> Output:
+        """The form asked for."""
+        return self.common.output or Output.TABLE
+
+    @cached_property
+    def settings(self) -> Settings:
+        """The settings, with --dsn over all else. Raises ConfigurationError with every problem at once."""
+        from pgqueue.settings import load_settings
+
+        return load_settings(database_url=self.common.dsn)
+
+    @cached_property
+    def printer(self) -> Printer:
+        """Where answers go."""
+        from pgqueue.cli.out import Printer
+
+        return Printer(self.output, headers=not self.common.no_headers, utc=self.common.utc)
+
+    def connect(self) -> psycopg.Connection[Any]:
+        """A connection of the command line's own, in autocommit mode. Raises DatabaseUnreachable."""
+        from pgqueue.storage.connect import CLI, connect
+
+        return connect(self.settings.database_url, CLI, connect_timeout_s=self.settings.connect_timeout_s)
+
+
+def say(line: str) -> None:
+    """Talk: a line on stderr, which no pipe mistakes for data."""
+    typer.echo(line, err=True)
+
+
+def verb(
+    app: typer.Typer, name: str | None = None, **options: Any
+) -> Callable[[Callable[Concatenate[Session, P], int | None]], Callable[Concatenate[Session, P], int | None]]:
+    """Register a verb. Its function gets the Session first, and returns its exit code (None = 0)."""
+
+    def register(
+        function: Callable[Concatenate[Session, P], int | None],
+    ) -> Callable[Concatenate[Session, P], int | None]:
+        @functools.wraps(function)
+        def entry(*args: Any, **kwargs: Any) -> None:
+            ctx: typer.Context = kwargs.pop("ctx")
+            own = Common(**{option: kwargs.pop(option) for option in _COMMON})
+            code = function(Session(merged(ctx, own)), *args, **kwargs)
+            if code:
+                raise typer.Exit(code)
+
+        signature = inspect.signature(function, eval_str=True)
+        parameters = [
+            inspect.Parameter("ctx", inspect.Parameter.KEYWORD_ONLY, annotation=typer.Context),
+            # Typer takes arguments in the order of the parameters, whatever their kind.
+            *(
+                p.replace(kind=inspect.Parameter.KEYWORD_ONLY)
+                for p in list(signature.parameters.values())[1:]
+            ),
+            *(
+                inspect.Parameter(
+                    option, inspect.Parameter.KEYWORD_ONLY, default=default, annotation=Annotated[kind, info]
+                )
+                for option, (kind, info, default) in _COMMON.items()
+            ),
+        ]
+        # Typer reads both of these; the function's own are for its callers.
+        entry.__signature__ = inspect.Signature(parameters)  # type: ignore[attr-defined]
+        entry.__annotations__ = {p.name: p.annotation for p in parameters}
+        del entry.__wrapped__
+        app.command(name, **options)(entry)
+        return function
+
+    return register
+
+
+def merged(ctx: typer.Context, own: Common) -> Common:
+    """What stood before the noun, with what stands after the verb over it."""
+    before = ctx.find_object(Common)
+    if before is not None:
+        own.dsn = own.dsn if own.dsn is not None else before.dsn
+        own.output = own.output or before.output
+        own.verbose |= before.verbose
+        own.no_headers |= before.no_headers
+        own.utc |= before.utc
+        # The command line's end, which shows errors, looks at the first one.
+        before.verbose = own.verbose
+    return own

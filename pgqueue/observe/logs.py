@@ -1,0 +1,384 @@
+"""Log lines: how they are written (`configure_logging`), and what the rooms' events become (`LogListener`).
+
+Called by the command line, and by applications that run a worker themselves. One canonical line per attempt,
+`job.settled`; arguments and results are in none. The keys of these lines are a surface that people rely on.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import logging
+import re
+import sys
+import threading
+import time
+from collections.abc import Callable, Mapping
+from typing import Any, Final
+
+import orjson
+import structlog
+from structlog.typing import EventDict, FilteringBoundLogger, Processor
+
+from pgqueue.core.events import (
+    AttemptEnded,
+    AttemptsSucceeded,
+    ClaimLostSeen,
+    ClaimTaken,
+    DatabaseTrouble,
+    DutyDone,
+    JobHeld,
+    JobsRescued,
+    Warned,
+    WorkerChanged,
+)
+from pgqueue.core.redact import Redactor
+from pgqueue.observe.log_sink import LogSink, stderr_sink
+from pgqueue.settings import Settings
+
+REPEAT_S: Final = 60.0  # a fault that repeats is told once, then once a minute with its count
+KEYS_MAX: Final = 1_000
+
+_LEVELS: Final = {"retry": "warning", "dead": "error"}
+# Controls, and the marks that reorder or break lines on a terminal.
+_UNPRINTABLE: Final = re.compile("[\x00-\x1f\x7f-\x9f\u2028\u2029\u202a-\u202e\u2066-\u2069]")
+_UNPRINTABLE_IN_TEXT: Final = re.compile(
+    "[\x00-\x08\x0b-\x1f\x7f-\x9f\u2028\u2029\u202a-\u202e\u2066-\u2069]"
+)
+_TRACEPARENT: Final = re.compile(r"[0-9a-f]{2}-([0-9a-f]{32})-([0-9a-f]{16})-[0-9a-f]{2}")
+_EVENT_NAMES: Final = {"heartbeat_late": "heartbeat.late"}
+
+
+def configure_logging(settings: Settings, sink: LogSink | None = None) -> None:
+    """Send structlog's and the standard library's lines to stderr, in the settings' form and from their level on.
+
+    What an application has configured itself stays as it is.
+    """
+    sink = sink or stderr_sink()
+    level = _level(settings)
+    processors = _processors(settings)
+    if not structlog.is_configured():
+        structlog.configure(
+            processors=processors,
+            wrapper_class=structlog.make_filtering_bound_logger(level),
+            logger_factory=lambda *_: _Lines(sink),
+            cache_logger_on_first_use=True,
+        )
+    root = logging.getLogger()
+    if not root.handlers:
+        handler = _SinkHandler(sink)
+        handler.setFormatter(
+            structlog.stdlib.ProcessorFormatter(
+                foreign_pre_chain=[structlog.stdlib.add_logger_name, structlog.stdlib.ExtraAdder()],
+                processors=[structlog.stdlib.ProcessorFormatter.remove_processors_meta, *processors],
+            )
+        )
+        root.addHandler(handler)
+        root.setLevel(level)
+
+
+class LogListener:
+    """Writes the rooms' events as log lines: `app.events.listen(LogListener(settings))`."""
+
+    def __init__(self, settings: Settings, sink: LogSink | None = None) -> None:
+        self._level = _level(settings)
+        self._log: FilteringBoundLogger = structlog.wrap_logger(
+            _Lines(sink or stderr_sink()),
+            processors=_processors(settings),
+            wrapper_class=structlog.make_filtering_bound_logger(self._level),
+        )
+        self._lock = threading.Lock()
+        self._successes = _Sampler(settings.log_success_rate)
+        self._repeats = _Repeats()
+        self._troubles: dict[str, str] = {}
+        self._trouble_since = 0.0
+        self._tell: dict[type, Callable[[Any], None]] = {
+            AttemptEnded: self._attempt,
+            AttemptsSucceeded: self._succeeded,
+            ClaimTaken: self._claim,
+            ClaimLostSeen: self._claim_lost,
+            JobHeld: self._held,
+            JobsRescued: self._rescued,
+            WorkerChanged: self._worker,
+            DatabaseTrouble: self._trouble,
+            Warned: self._warned,
+            DutyDone: self._duty,
+        }
+
+    def __call__(self, event: object) -> None:
+        """Write `event`; kinds that have no line are left out."""
+        tell = self._tell.get(type(event))
+        if tell is not None:
+            tell(event)
+
+    def _attempt(self, event: AttemptEnded) -> None:
+        self._line(_LEVELS.get(event.outcome, "info"), "job.settled", **_facts(event))
+
+    def _succeeded(self, event: AttemptsSucceeded) -> None:
+        if self._level > logging.INFO:
+            return
+        with self._lock:
+            chosen = self._successes.choose(event.count)
+        for index, stands_for in chosen:
+            sampled = {} if stands_for == 1 else {"sampled_of": stands_for}
+            self._line(
+                "info",
+                "job.settled",
+                **_facts(event.line(index)),
+                settle_s=round(event.settle_s, 6),
+                **sampled,
+            )
+
+    def _claim(self, event: ClaimTaken) -> None:
+        self._line(
+            "debug",
+            "claim.batch",
+            jobs_count=event.jobs,
+            wanted_count=event.wanted,
+            claim_s=round(event.seconds, 6),
+            mode=event.mode,
+        )
+
+    def _claim_lost(self, event: ClaimLostSeen) -> None:
+        self._line(
+            "warning",
+            "claim.lost",
+            job_id=event.job_id,
+            task=event.task,
+            queue=event.queue,
+            claim_id=event.claim_id,
+        )
+
+    def _held(self, event: JobHeld) -> None:
+        self._limited(
+            f"held {event.reason} {event.task}",
+            "job.held",
+            job_id=event.job_id,
+            task=event.task,
+            queue=event.queue,
+            reason=event.reason,
+        )
+
+    def _rescued(self, event: JobsRescued) -> None:
+        self._line(
+            "warning",
+            "job.rescued",
+            worker_id=event.worker_id,
+            cause=event.cause,
+            held_count=event.held,
+            dead_count=event.dead,
+        )
+
+    def _worker(self, event: WorkerChanged) -> None:
+        name = {"live": "worker.started"}.get(event.status, f"worker.{event.status}")
+        facts: dict[str, Any] = {"worker_id": event.worker_id}
+        if event.queues:
+            facts |= {"queues": ",".join(event.queues), "slots_count": event.slots}
+        if event.note:
+            facts["note"] = event.note
+        if event.status == "stopped" and self._successes.skipped:
+            facts["unlogged_count"] = self._successes.skipped
+        self._line("warning" if event.status == "lost" else "info", name, **facts)
+
+    def _trouble(self, event: DatabaseTrouble) -> None:
+        """All rooms lose the same server at once: one line when the first does, one when the last has it back."""
+        now = time.monotonic()
+        with self._lock:
+            if not event.over:
+                is_news = event.cause not in self._troubles.values()
+                if not self._troubles:
+                    self._trouble_since = now
+                self._troubles[event.room] = event.cause
+            else:
+                is_news = self._troubles.pop(event.room, None) is not None and not self._troubles
+        if is_news and event.over:
+            self._line(
+                "info", "database.restored", room=event.room, down_s=round(now - self._trouble_since, 3)
+            )
+        elif is_news:
+            self._line("error", "database.unreachable", room=event.room, cause=event.cause)
+
+    def _warned(self, event: Warned) -> None:
+        name = _EVENT_NAMES.get(event.key, "warning")
+        self._limited(event.key, name, **event.fields, key=event.key, message=event.message)
+
+    def _duty(self, event: DutyDone) -> None:
+        self._line(
+            "debug",
+            "upkeep.done",
+            duty=event.duty,
+            duty_s=round(event.seconds, 6),
+            changed_count=event.changed,
+        )
+
+    def _limited(self, limit_key: str, name: str, /, **facts: Any) -> None:
+        with self._lock:
+            repeated = self._repeats.may_tell(limit_key)
+        if repeated is not None:
+            self._line("warning", name, **facts, **({"repeated_count": repeated} if repeated else {}))
+
+    def _line(self, level: str, name: str, /, **facts: Any) -> None:
+        getattr(self._log, level)(name, **facts)
+
+
+class _Sampler:
+    """Of each second's successes, which get a line, and how many each line stands for."""
+
+    def __init__(self, per_second: int) -> None:
+        self._per_second = per_second
+        self._second = 0
+        self._told = 0
+        self.skipped = 0
+
+    def choose(self, count: int) -> list[tuple[int, int]]:
+        """(index, stands for) of those of `count` attempts that get a line."""
+        second = int(time.monotonic())
+        if second != self._second:
+            self._second, self._told = second, 0
+        lines = min(count, self._per_second - self._told)
+        if lines <= 0:
+            self.skipped += count
+            return []
+        self._told += lines
+        ends = [(i + 1) * count // lines for i in range(lines)]
+        chosen = [(end - 1, end - start) for start, end in zip([0, *ends], ends, strict=False)]
+        if self.skipped:
+            chosen[0] = (chosen[0][0], chosen[0][1] + self.skipped)
+            self.skipped = 0
+        return chosen
+
+
+class _Repeats:
+    """Which of many equal faults is told: the first, then one a minute."""
+
+    def __init__(self) -> None:
+        self._seen: dict[str, list[float]] = {}
+
+    def may_tell(self, key: str) -> int | None:
+        """How many were kept back since the last line, or None to keep this one back too."""
+        now = time.monotonic()
+        entry = self._seen.get(key)
+        if entry is None:
+            if len(self._seen) >= KEYS_MAX:
+                self._seen.clear()
+            self._seen[key] = [now, 0]
+            return 0
+        if now - entry[0] < REPEAT_S:
+            entry[1] += 1
+            return None
+        kept_back, entry[0], entry[1] = int(entry[1]), now, 0
+        return kept_back
+
+
+class _Lines:
+    """The end of structlog's chain: every level is one method that hands the finished line to the sink."""
+
+    def __init__(self, sink: LogSink) -> None:
+        self.debug = self.info = self.warning = self.error = self.critical = self.msg = sink.write
+        self.warn = self.exception = self.fatal = self.log = sink.write
+
+
+class _SinkHandler(logging.Handler):
+    def __init__(self, sink: LogSink) -> None:
+        super().__init__()
+        self._sink = sink
+
+    def emit(self, record: logging.LogRecord) -> None:
+        try:
+            self._sink.write(self.format(record))
+        except Exception:  # noqa: BLE001 - a record that cannot be formatted is its author's fault, and stays alone
+            self.handleError(record)
+
+
+def _level(settings: Settings) -> int:
+    return logging.getLevelNamesMapping()[settings.log_level.upper()]
+
+
+def _processors(settings: Settings) -> list[Processor]:
+    redactor = Redactor(settings.redact)
+    as_json = settings.log_format == "json" or (settings.log_format == "auto" and not _is_terminal())
+
+    def redact(_: Any, __: str, facts: EventDict) -> EventDict:
+        return redactor.mapping(facts)
+
+    common: list[Processor] = [
+        structlog.contextvars.merge_contextvars,
+        structlog.processors.add_log_level,
+        structlog.processors.TimeStamper(fmt="iso", utc=True, key="time"),
+    ]
+    if as_json:
+        frames = structlog.tracebacks.ExceptionDictTransformer(show_locals=False)
+        return [*common, structlog.processors.ExceptionRenderer(frames), redact, _as_json]
+    return [
+        *common,
+        structlog.processors.format_exc_info,
+        redact,
+        _escape,
+        structlog.dev.ConsoleRenderer(colors=_is_terminal(), timestamp_key="time"),
+    ]
+
+
+def _is_terminal() -> bool:
+    return sys.stderr is not None and sys.stderr.isatty()
+
+
+def _as_json(_: Any, __: str, facts: EventDict) -> str:
+    ordered = {name: facts.pop(name) for name in ("time", "level", "event") if name in facts}
+    text = orjson.dumps({**ordered, **facts}, default=_named, option=orjson.OPT_NON_STR_KEYS).decode()
+    # JSON itself escapes the low controls; the rest would still move a terminal that shows the line.
+    return _UNPRINTABLE.sub(lambda found: f"\\u{ord(found[0]):04x}", text)
+
+
+def _named(value: object) -> str:
+    return f"<{type(value).__name__}>"
+
+
+def _escape(_: Any, __: str, facts: EventDict) -> EventDict:
+    return {
+        name: (_UNPRINTABLE_IN_TEXT if name in {"exception", "stack"} else _UNPRINTABLE).sub(
+            _backslashed, value
+        )
+        if isinstance(value, str)
+        else value
+        for name, value in facts.items()
+    }
+
+
+def _backslashed(found: re.Match[str]) -> str:
+    return found[0].encode("unicode_escape").decode()
+
+
+def _facts(event: AttemptEnded) -> dict[str, Any]:
+    """The canonical line's fields, in the order in which they are read; what is None is left out."""
+    headers = event.headers or {}
+    facts: Mapping[str, Any] = {
+        "job_id": event.job_id,
+        "task": event.task,
+        "queue": event.queue,
+        "attempt": event.attempt,
+        "max_attempts": event.max_attempts,
+        "outcome": event.outcome,
+        "reason": event.reason,
+        "wait_s": round(event.wait_s, 6),
+        "run_s": round(event.run_s, 6),
+        "worker_id": event.worker_id,
+        "claim_id": event.claim_id,
+        "idempotency_key_hash": _hashed(event.idempotency_key),
+        "correlation_id": headers.get("correlation_id"),
+        **_trace(headers.get("traceparent")),
+        "error_type": event.error_type,
+        "error_message": event.error_message,
+        "error_fingerprint": event.error_fingerprint,
+        "next_delay_s": None if event.next_delay_s is None else round(event.next_delay_s, 3),
+        "sqlstate": event.sqlstate,
+        "warning": event.warning,
+    }
+    return {name: value for name, value in facts.items() if value is not None}
+
+
+def _hashed(key: str | None) -> str | None:
+    return None if key is None else hashlib.sha256(key.encode("utf-8", "surrogatepass")).hexdigest()[:16]
+
+
+def _trace(traceparent: str | None) -> dict[str, str]:
+    match = _TRACEPARENT.fullmatch(traceparent or "")
+    return {} if match is None else {"trace_id": match[1], "span_id": match[2]}

@@ -1,0 +1,129 @@
+-- Statements of the producer. Most run on the caller's own connection, whose search_path may be anything and whose
+-- driver may be psycopg, psycopg2 or asyncpg: types are qualified, and what drivers adapt differently travels as text.
+
+-- name: enqueue_one
+-- purpose:   one job in the caller's transaction
+-- called by: producer/enqueue.py
+-- guard:     the idempotency key, if one is given
+-- locks:     its new row, its key's row: only producers of the same key wait for each other
+-- index:     dedup_keys' primary key, if a key is given
+-- returns:   the job's id, negative when the key already had a job
+SELECT pgqueue.put_job(
+  task => CAST(%(task)s AS pg_catalog.text),
+  args => CAST(CAST(%(args)s AS pg_catalog.text) AS pg_catalog.jsonb),
+  queue => CAST(%(queue)s AS pg_catalog.text),
+  priority => CAST(%(priority)s AS integer),
+  delay => pg_catalog.make_interval(secs => CAST(%(delay_s)s AS double precision)),
+  run_at => CAST(CAST(%(run_at)s AS pg_catalog.text) AS timestamp with time zone),
+  idempotency_key => CAST(%(key)s AS pg_catalog.text),
+  key_ttl => pg_catalog.make_interval(secs => CAST(%(key_ttl_s)s AS double precision)),
+  headers => CAST(CAST(%(headers)s AS pg_catalog.text) AS pg_catalog.jsonb),
+  max_attempts => CAST(%(max_attempts)s AS integer),
+  retry => CAST(CAST(%(retry)s AS pg_catalog.text) AS pg_catalog.jsonb),
+  timeout_s => CAST(%(timeout_s)s AS double precision),
+  expires_at => CAST(CAST(%(expires_at)s AS pg_catalog.text) AS timestamp with time zone),
+  concurrency_key => CAST(%(concurrency_key)s AS pg_catalog.text),
+  tags => CAST(CAST(%(tags)s AS pg_catalog.text) AS pg_catalog.text[]),
+  parent_id => CAST(%(parent_id)s AS bigint),
+  wake => CAST(%(wake)s AS boolean),
+  checked => true)
+
+-- name: enqueue_many
+-- purpose:   up to a thousand jobs of one task in the caller's transaction
+-- called by: producer/enqueue.py
+-- guard:     the idempotency keys, if there are any
+-- locks:     its new rows, its keys' rows in the order of the keys
+-- index:     dedup_keys' primary key, if keys are given
+-- returns:   the ids in the order given as an array's text, negative where the key already had a job; one value, for
+--            a row per job costs more than the rest of the journey back
+SELECT CAST(pgqueue.put_jobs(
+  task => CAST(%(task)s AS pg_catalog.text),
+  args => CAST(CAST(%(args)s AS pg_catalog.text) AS pg_catalog.jsonb),
+  queue => CAST(%(queue)s AS pg_catalog.text),
+  priority => CAST(%(priority)s AS integer),
+  delay => pg_catalog.make_interval(secs => CAST(%(delay_s)s AS double precision)),
+  run_at => CAST(CAST(%(run_at)s AS pg_catalog.text) AS timestamp with time zone),
+  idempotency_keys => CAST(CAST(%(keys)s AS pg_catalog.text) AS pg_catalog.text[]),
+  key_ttl => pg_catalog.make_interval(secs => CAST(%(key_ttl_s)s AS double precision)),
+  headers => CAST(CAST(%(headers)s AS pg_catalog.text) AS pg_catalog.jsonb),
+  max_attempts => CAST(%(max_attempts)s AS integer),
+  retry => CAST(CAST(%(retry)s AS pg_catalog.text) AS pg_catalog.jsonb),
+  timeout_s => CAST(%(timeout_s)s AS double precision),
+  expires_at => CAST(CAST(%(expires_at)s AS pg_catalog.text) AS timestamp with time zone),
+  concurrency_key => CAST(%(concurrency_key)s AS pg_catalog.text),
+  tags => CAST(CAST(%(tags)s AS pg_catalog.text) AS pg_catalog.text[]),
+  parent_id => CAST(%(parent_id)s AS bigint),
+  wake => CAST(%(wake)s AS boolean),
+  checked => true) AS pg_catalog.text)
+
+-- name: enqueue_begin
+-- purpose:   a transaction around many statements on a connection in autocommit mode: all or none
+-- called by: storage/binding.py
+-- guard:     none
+-- locks:     none
+-- index:     none
+-- returns:   nothing
+BEGIN
+
+-- name: enqueue_commit
+-- purpose:   its end
+-- called by: storage/binding.py
+-- guard:     none
+-- locks:     none
+-- index:     none
+-- returns:   nothing
+COMMIT
+
+-- name: enqueue_rollback
+-- purpose:   its end, when nothing of it may stay
+-- called by: storage/binding.py
+-- guard:     none
+-- locks:     none
+-- index:     none
+-- returns:   nothing
+ROLLBACK
+
+-- name: enqueue_savepoint
+-- purpose:   a place in the caller's transaction to go back to when a later part of a bulk is refused
+-- called by: storage/binding.py
+-- guard:     none
+-- locks:     none
+-- index:     none
+-- returns:   nothing
+SAVEPOINT pgqueue_enqueue
+
+-- name: enqueue_savepoint_release
+-- purpose:   the bulk is complete
+-- called by: storage/binding.py
+-- guard:     none
+-- locks:     none
+-- index:     none
+-- returns:   nothing
+RELEASE SAVEPOINT pgqueue_enqueue
+
+-- name: enqueue_savepoint_undo
+-- purpose:   take the bulk's earlier parts back; the caller's transaction goes on
+-- called by: storage/binding.py
+-- guard:     none
+-- locks:     none
+-- index:     none
+-- returns:   nothing
+ROLLBACK TO SAVEPOINT pgqueue_enqueue
+
+-- name: enqueue_receipt
+-- purpose:   what the job enqueued in this open transaction can be found by, should the answer to COMMIT be lost
+-- called by: storage/own_pool.py
+-- guard:     none
+-- locks:     none
+-- index:     jobs' primary key
+-- returns:   the receipt
+SELECT pgqueue.enqueue_receipt(CAST(%(job_id)s AS bigint))
+
+-- name: enqueue_outcome
+-- purpose:   the truth about a transaction whose answer to COMMIT was lost
+-- called by: storage/own_pool.py
+-- guard:     the receipt: transaction, job id and the moment of its enqueue
+-- locks:     none; a transaction still at work is reported, not waited for
+-- index:     jobs' and dead_letter_jobs' primary key, job_history_job_id_idx
+-- returns:   running, committed or absent
+SELECT pgqueue.enqueue_outcome(CAST(%(receipt)s AS pg_catalog.text))
