@@ -15,7 +15,7 @@ from pgqueue.core.registry import Registry
 from pgqueue.core.retry import Retry
 from pgqueue.errors import ConfigurationError, DuplicateTask
 from pgqueue.producer.enqueue import Enqueued, enqueue, enqueue_async
-from pgqueue.producer.own import OwnConnections
+from pgqueue.storage.own_pool import OwnConnections
 from pgqueue.producer.plan import JobOptions, TaskDefaults, plan_one
 from pgqueue.settings import Settings, load_settings
 from pgqueue.storage.binding import Where

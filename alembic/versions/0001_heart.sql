@@ -426,9 +426,6 @@ BEGIN
     RAISE EXCEPTION 'task: must be identifiers joined by dots, each of ASCII letters, digits, _ and - and not starting with a digit (limit: 1-200 characters)'
       USING ERRCODE = '22023';
   END IF;
-  IF args IS NULL OR jsonb_typeof(args) <> 'object' THEN
-    RAISE EXCEPTION 'args: must be a JSON object; pass the arguments by name, as in {"ride_id": 7}' USING ERRCODE = '22023';
-  END IF;
   PERFORM pgqueue.check_args('args', args);
   IF queue !~ '^[a-z][a-z0-9_.-]{0,62}$' THEN
     RAISE EXCEPTION 'queue: must start with a lower-case letter and hold only a-z, 0-9, _, . and -; rename the queue (limit: 1-63 characters)'
@@ -501,13 +498,15 @@ CREATE FUNCTION pgqueue.check_args(field text, args jsonb) RETURNS void LANGUAGE
 DECLARE
   bytes integer := octet_length(args::text);
 BEGIN
-  IF bytes > 262144 THEN
+  IF args IS NULL OR jsonb_typeof(args) <> 'object' THEN
+    RAISE EXCEPTION '%: must be a JSON object; pass the arguments by name, as in {"ride_id": 7}', field USING ERRCODE = '22023';
+  ELSIF bytes > 262144 THEN
     RAISE EXCEPTION '%: are too large; store the data in a table and pass its id (limit: 262144 bytes)', field USING ERRCODE = '22023';
   ELSIF bytes > 128 AND jsonb_path_exists(args, 'strict $.**{64} ? (@.type() == "object" || @.type() == "array")') THEN
     RAISE EXCEPTION '%: are nested too deep (limit: 64 levels)', field USING ERRCODE = '22023';
   END IF;
 END $$;
-COMMENT ON FUNCTION pgqueue.check_args IS 'Raises 22023 if a job''s arguments are too large or nested too deep';
+COMMENT ON FUNCTION pgqueue.check_args IS 'Raises 22023 if a job''s arguments are not an object, too large or nested too deep';
 
 -- The options that only enqueue_job and enqueue_jobs take.
 CREATE FUNCTION pgqueue.check_options(retry jsonb, timeout_s double precision, expires_at timestamptz, concurrency_key text, tags text[])
@@ -578,43 +577,46 @@ BEGIN
 END $$;
 COMMENT ON FUNCTION pgqueue.wake IS 'Notifies at commit, if a worker of the queue sleeps';
 
+-- One number instead of a row: a scalar in the SELECT list needs no tuplestore (10 us). Its sign tells what
+-- created tells elsewhere: negative when the key already had a job.
 -- checked: the caller has applied these rules itself, with its own limit of size; the table's CHECKs remain.
-CREATE FUNCTION pgqueue.enqueue_job(
+CREATE FUNCTION pgqueue.put_job(
   task text, args jsonb DEFAULT '{}', queue text DEFAULT NULL, priority integer DEFAULT NULL, delay interval DEFAULT NULL,
   run_at timestamptz DEFAULT NULL, idempotency_key text DEFAULT NULL, key_ttl interval DEFAULT NULL, headers jsonb DEFAULT NULL,
   max_attempts integer DEFAULT NULL, retry jsonb DEFAULT NULL, timeout_s double precision DEFAULT NULL,
   expires_at timestamptz DEFAULT NULL, concurrency_key text DEFAULT NULL, tags text[] DEFAULT NULL,
-  parent_id bigint DEFAULT NULL, wake boolean DEFAULT true, checked boolean DEFAULT false,
-  OUT job_id bigint, OUT created boolean)
-LANGUAGE plpgsql VOLATILE SECURITY DEFINER SET search_path = pg_catalog, pg_temp AS $$
+  parent_id bigint DEFAULT NULL, wake boolean DEFAULT true, checked boolean DEFAULT false)
+RETURNS bigint LANGUAGE plpgsql VOLATILE SECURITY DEFINER SET search_path = pg_catalog, pg_temp AS $$
 #variable_conflict use_column
 DECLARE
+  job_id bigint;
   moment timestamptz;
   known record;
+  first record;
   asleep boolean;
 BEGIN
-  IF enqueue_job.checked AND enqueue_job.idempotency_key IS NULL AND enqueue_job.queue IS NOT NULL AND enqueue_job.priority IS NOT NULL
-      AND enqueue_job.max_attempts IS NOT NULL THEN
-    enqueue_job.job_id := nextval('pgqueue.job_seq');
+  IF put_job.checked AND put_job.idempotency_key IS NULL AND put_job.queue IS NOT NULL AND put_job.priority IS NOT NULL
+      AND put_job.max_attempts IS NOT NULL THEN
+    job_id := nextval('pgqueue.job_seq');
   ELSE
-    IF NOT enqueue_job.checked THEN
-      enqueue_job.checked := pgqueue.check_job(enqueue_job.task, enqueue_job.args, enqueue_job.queue, enqueue_job.priority, enqueue_job.delay,
-        enqueue_job.run_at, enqueue_job.idempotency_key, enqueue_job.key_ttl, enqueue_job.headers, enqueue_job.max_attempts)
-        AND pgqueue.check_options(enqueue_job.retry, enqueue_job.timeout_s, enqueue_job.expires_at, enqueue_job.concurrency_key, enqueue_job.tags);
+    IF NOT put_job.checked THEN
+      put_job.checked := pgqueue.check_job(put_job.task, put_job.args, put_job.queue, put_job.priority, put_job.delay,
+        put_job.run_at, put_job.idempotency_key, put_job.key_ttl, put_job.headers, put_job.max_attempts)
+        AND pgqueue.check_options(put_job.retry, put_job.timeout_s, put_job.expires_at, put_job.concurrency_key, put_job.tags);
     END IF;
-    IF enqueue_job.queue IS NULL OR enqueue_job.priority IS NULL OR enqueue_job.max_attempts IS NULL THEN
-      SELECT t.queue, t.priority, t.max_attempts INTO known FROM pgqueue.tasks t WHERE t.name = enqueue_job.task;
-      enqueue_job.queue := coalesce(enqueue_job.queue, known.queue, 'default');
-      enqueue_job.priority := coalesce(enqueue_job.priority, known.priority, 5);
-      enqueue_job.max_attempts := coalesce(enqueue_job.max_attempts, known.max_attempts, 6);
+    IF put_job.queue IS NULL OR put_job.priority IS NULL OR put_job.max_attempts IS NULL THEN
+      SELECT t.queue, t.priority, t.max_attempts INTO known FROM pgqueue.tasks t WHERE t.name = put_job.task;
+      put_job.queue := coalesce(put_job.queue, known.queue, 'default');
+      put_job.priority := coalesce(put_job.priority, known.priority, 5);
+      put_job.max_attempts := coalesce(put_job.max_attempts, known.max_attempts, 6);
     END IF;
-    IF enqueue_job.idempotency_key IS NULL THEN
-      enqueue_job.job_id := nextval('pgqueue.job_seq');
+    IF put_job.idempotency_key IS NULL THEN
+      job_id := nextval('pgqueue.job_seq');
     ELSE
-      SELECT k.job_id, k.taken INTO enqueue_job.job_id, enqueue_job.created
-        FROM pgqueue.take_key(enqueue_job.task, enqueue_job.idempotency_key, enqueue_job.key_ttl) k;
-      IF NOT enqueue_job.created THEN
-        RETURN;
+      first := pgqueue.take_key(put_job.task, put_job.idempotency_key, put_job.key_ttl);
+      job_id := first.job_id;
+      IF NOT first.taken THEN
+        RETURN -job_id;
       END IF;
     END IF;
   END IF;
@@ -623,17 +625,100 @@ BEGIN
   moment := clock_timestamp();
   INSERT INTO pgqueue.jobs AS j (id, created_at, run_at, ready_seq, priority, max_attempts, state, queue, task, args, headers, tags,
       idempotency_key, concurrency_key, timeout_s, expires_at, retry, parent_id)
-    VALUES (enqueue_job.job_id, moment, greatest(moment, enqueue_job.run_at, moment + enqueue_job.delay),
-      CASE WHEN greatest(moment, enqueue_job.run_at, moment + enqueue_job.delay) = moment THEN enqueue_job.job_id END,
-      enqueue_job.priority, enqueue_job.max_attempts,
-      CASE WHEN greatest(moment, enqueue_job.run_at, moment + enqueue_job.delay) = moment THEN 'ready' ELSE 'scheduled' END,
-      enqueue_job.queue, enqueue_job.task, enqueue_job.args, enqueue_job.headers, enqueue_job.tags, enqueue_job.idempotency_key,
-      enqueue_job.concurrency_key, enqueue_job.timeout_s, enqueue_job.expires_at, enqueue_job.retry, enqueue_job.parent_id)
+    VALUES (job_id, moment, greatest(moment, put_job.run_at, moment + put_job.delay),
+      CASE WHEN greatest(moment, put_job.run_at, moment + put_job.delay) = moment THEN job_id END,
+      put_job.priority, put_job.max_attempts,
+      CASE WHEN greatest(moment, put_job.run_at, moment + put_job.delay) = moment THEN 'ready' ELSE 'scheduled' END,
+      put_job.queue, put_job.task, put_job.args, put_job.headers, put_job.tags, put_job.idempotency_key,
+      put_job.concurrency_key, put_job.timeout_s, put_job.expires_at, put_job.retry, put_job.parent_id)
     -- As wake() does, without a statement of its own.
-    RETURNING true, CASE WHEN enqueue_job.wake AND j.state = 'ready' AND EXISTS (SELECT FROM pgqueue.sleepers s WHERE s.queue = j.queue)
-      THEN pg_notify('pgqueue_wake', '') IS NOT NULL END INTO enqueue_job.created, asleep;
+    RETURNING CASE WHEN put_job.wake AND j.state = 'ready' AND EXISTS (SELECT FROM pgqueue.sleepers s WHERE s.queue = j.queue)
+      THEN pg_notify('pgqueue_wake', '') IS NOT NULL END INTO asleep;
+  RETURN job_id;
+END $$;
+COMMENT ON FUNCTION pgqueue.put_job IS 'As enqueue_job; returns the id, negative when the idempotency key already had a job';
+
+CREATE FUNCTION pgqueue.enqueue_job(
+  task text, args jsonb DEFAULT '{}', queue text DEFAULT NULL, priority integer DEFAULT NULL, delay interval DEFAULT NULL,
+  run_at timestamptz DEFAULT NULL, idempotency_key text DEFAULT NULL, key_ttl interval DEFAULT NULL, headers jsonb DEFAULT NULL,
+  max_attempts integer DEFAULT NULL, retry jsonb DEFAULT NULL, timeout_s double precision DEFAULT NULL,
+  expires_at timestamptz DEFAULT NULL, concurrency_key text DEFAULT NULL, tags text[] DEFAULT NULL,
+  parent_id bigint DEFAULT NULL, wake boolean DEFAULT true, checked boolean DEFAULT false,
+  OUT job_id bigint, OUT created boolean)
+LANGUAGE plpgsql VOLATILE SECURITY DEFINER SET search_path = pg_catalog, pg_temp AS $$
+BEGIN
+  job_id := pgqueue.put_job(task, args, queue, priority, delay, run_at, idempotency_key, key_ttl, headers, max_attempts, retry,
+    timeout_s, expires_at, concurrency_key, tags, parent_id, wake, checked);
+  created := job_id > 0;
+  job_id := abs(job_id);
 END $$;
 COMMENT ON FUNCTION pgqueue.enqueue_job IS 'Enqueues one job in the caller''s transaction; created is false when the idempotency key already had a job, whose id is returned';
+
+-- Many jobs of one task, their arguments as one JSON array: one text to send and one to parse. Returns the ids in
+-- the order given, with the sign as in put_job.
+CREATE FUNCTION pgqueue.put_jobs(
+  task text, args jsonb, queue text DEFAULT NULL, priority integer DEFAULT NULL, delay interval DEFAULT NULL,
+  run_at timestamptz DEFAULT NULL, idempotency_keys text[] DEFAULT NULL, key_ttl interval DEFAULT NULL, headers jsonb DEFAULT NULL,
+  max_attempts integer DEFAULT NULL, retry jsonb DEFAULT NULL, timeout_s double precision DEFAULT NULL,
+  expires_at timestamptz DEFAULT NULL, concurrency_key text DEFAULT NULL, tags text[] DEFAULT NULL,
+  parent_id bigint DEFAULT NULL, wake boolean DEFAULT true, checked boolean DEFAULT false)
+RETURNS bigint[] LANGUAGE plpgsql VOLATILE SECURITY DEFINER SET search_path = pg_catalog, pg_temp AS $$
+#variable_conflict use_column
+DECLARE
+  moment timestamptz;
+  due timestamptz;
+  known record;
+  ids bigint[];
+  row record;
+  first record;
+BEGIN
+  IF args IS NULL OR jsonb_typeof(args) <> 'array' THEN
+    RAISE EXCEPTION 'args: must be an array of JSON objects, one per job' USING ERRCODE = '22023';
+  END IF;
+  IF cardinality(put_jobs.idempotency_keys) <> jsonb_array_length(args) OR array_ndims(put_jobs.idempotency_keys) > 1 THEN
+    RAISE EXCEPTION 'idempotency_keys: % for % jobs; give one per job', cardinality(put_jobs.idempotency_keys), jsonb_array_length(args)
+      USING ERRCODE = '22023';
+  END IF;
+  IF NOT put_jobs.checked THEN
+    PERFORM pgqueue.check_job(put_jobs.task, '{}', put_jobs.queue, put_jobs.priority, put_jobs.delay, put_jobs.run_at, NULL,
+      put_jobs.key_ttl, put_jobs.headers, put_jobs.max_attempts),
+      pgqueue.check_options(put_jobs.retry, put_jobs.timeout_s, put_jobs.expires_at, put_jobs.concurrency_key, put_jobs.tags);
+    PERFORM pgqueue.check_args(format('args[%s]', a.i - 1), a.arg)
+      FROM jsonb_array_elements(args) WITH ORDINALITY AS a (arg, i);
+    PERFORM pgqueue.check_key(format('idempotency_keys[%s]', k.i - 1), k.key)
+      FROM unnest(put_jobs.idempotency_keys) WITH ORDINALITY AS k (key, i) WHERE k.key IS NOT NULL;
+  END IF;
+  SELECT t.queue, t.priority, t.max_attempts INTO known FROM pgqueue.tasks t WHERE t.name = put_jobs.task;
+  put_jobs.queue := coalesce(put_jobs.queue, known.queue, 'default');
+  put_jobs.priority := coalesce(put_jobs.priority, known.priority, 5);
+  put_jobs.max_attempts := coalesce(put_jobs.max_attempts, known.max_attempts, 6);
+
+  ids := ARRAY(SELECT CASE WHEN k.key IS NULL THEN nextval('pgqueue.job_seq') END
+    FROM generate_series(1, jsonb_array_length(args)) WITH ORDINALITY AS g (_, i)
+      LEFT JOIN unnest(put_jobs.idempotency_keys) WITH ORDINALITY AS k (key, i) ON k.i = g.i ORDER BY g.i);
+  -- In the order of the keys, so that two producers with overlapping batches cannot deadlock.
+  FOR row IN SELECT k.key, k.i FROM unnest(put_jobs.idempotency_keys) WITH ORDINALITY AS k (key, i)
+             WHERE k.key IS NOT NULL ORDER BY k.key COLLATE "C", k.i LOOP
+    first := pgqueue.take_key(put_jobs.task, row.key, put_jobs.key_ttl);
+    ids[row.i] := CASE WHEN first.taken THEN first.job_id ELSE -first.job_id END;
+  END LOOP;
+
+  moment := clock_timestamp();
+  due := greatest(moment, put_jobs.run_at, moment + put_jobs.delay);
+  INSERT INTO pgqueue.jobs (id, created_at, run_at, ready_seq, priority, max_attempts, state, queue, task, args, headers, tags,
+      idempotency_key, concurrency_key, timeout_s, expires_at, retry, parent_id)
+    SELECT j.id, moment, due, CASE WHEN due = moment THEN j.id END, put_jobs.priority, put_jobs.max_attempts,
+      CASE WHEN due = moment THEN 'ready' ELSE 'scheduled' END, put_jobs.queue, put_jobs.task, j.arg,
+      put_jobs.headers, put_jobs.tags, j.key, put_jobs.concurrency_key, put_jobs.timeout_s,
+      put_jobs.expires_at, put_jobs.retry, put_jobs.parent_id
+    FROM ROWS FROM (unnest(ids), jsonb_array_elements(put_jobs.args), unnest(put_jobs.idempotency_keys)) AS j (id, arg, key)
+    WHERE j.id > 0;
+  IF put_jobs.wake AND due = moment THEN
+    PERFORM pgqueue.wake(put_jobs.queue);
+  END IF;
+  RETURN ids;
+END $$;
+COMMENT ON FUNCTION pgqueue.put_jobs IS 'As enqueue_jobs; returns the ids, negative where the idempotency key already had a job';
 
 CREATE FUNCTION pgqueue.enqueue_jobs(
   task text, args jsonb[], queue text DEFAULT NULL, priority integer DEFAULT NULL, delay interval DEFAULT NULL,
@@ -642,85 +727,20 @@ CREATE FUNCTION pgqueue.enqueue_jobs(
   expires_at timestamptz DEFAULT NULL, concurrency_key text DEFAULT NULL, tags text[] DEFAULT NULL,
   parent_id bigint DEFAULT NULL, wake boolean DEFAULT true, checked boolean DEFAULT false)
 RETURNS TABLE (job_id bigint, created boolean)
-LANGUAGE plpgsql VOLATILE SECURITY DEFINER SET search_path = pg_catalog, pg_temp AS $$
-#variable_conflict use_column
-DECLARE
-  jobs_n integer := cardinality(enqueue_jobs.args);
-  moment timestamptz;
-  due timestamptz;
-  known record;
-  ids bigint[];
-  news boolean[];
-  wrong bigint;
-  row record;
-  first record;
-BEGIN
-  IF jobs_n IS NULL OR array_ndims(enqueue_jobs.args) > 1 THEN
-    RAISE EXCEPTION 'args: must be an array of JSON objects, one per job' USING ERRCODE = '22023';
-  END IF;
-  IF cardinality(enqueue_jobs.idempotency_keys) <> jobs_n OR array_ndims(enqueue_jobs.idempotency_keys) > 1 THEN
-    RAISE EXCEPTION 'idempotency_keys: % for % jobs; give one per job', cardinality(enqueue_jobs.idempotency_keys), jobs_n
-      USING ERRCODE = '22023';
-  END IF;
-  IF NOT enqueue_jobs.checked THEN
-    PERFORM pgqueue.check_job(enqueue_jobs.task, '{}', enqueue_jobs.queue, enqueue_jobs.priority, enqueue_jobs.delay,
-      enqueue_jobs.run_at, NULL, enqueue_jobs.key_ttl, enqueue_jobs.headers, enqueue_jobs.max_attempts);
-    PERFORM pgqueue.check_options(enqueue_jobs.retry, enqueue_jobs.timeout_s, enqueue_jobs.expires_at, enqueue_jobs.concurrency_key, enqueue_jobs.tags);
-    SELECT a.i - 1 INTO wrong FROM unnest(enqueue_jobs.args) WITH ORDINALITY AS a (arg, i)
-      WHERE a.arg IS NULL OR jsonb_typeof(a.arg) <> 'object' LIMIT 1;
-    IF FOUND THEN
-      RAISE EXCEPTION 'args[%]: must be a JSON object; pass the arguments by name, as in {"ride_id": 7}', wrong USING ERRCODE = '22023';
-    END IF;
-    PERFORM pgqueue.check_args(format('args[%s]', a.i - 1), a.arg) FROM unnest(enqueue_jobs.args) WITH ORDINALITY AS a (arg, i);
-    PERFORM pgqueue.check_key(format('idempotency_keys[%s]', k.i - 1), k.key)
-      FROM unnest(enqueue_jobs.idempotency_keys) WITH ORDINALITY AS k (key, i) WHERE k.key IS NOT NULL;
-  END IF;
-  SELECT t.queue, t.priority, t.max_attempts INTO known FROM pgqueue.tasks t WHERE t.name = enqueue_jobs.task;
-  enqueue_jobs.queue := coalesce(enqueue_jobs.queue, known.queue, 'default');
-  enqueue_jobs.priority := coalesce(enqueue_jobs.priority, known.priority, 5);
-  enqueue_jobs.max_attempts := coalesce(enqueue_jobs.max_attempts, known.max_attempts, 6);
-
-  IF enqueue_jobs.idempotency_keys IS NOT NULL THEN
-    ids := array_fill(NULL::bigint, ARRAY[jobs_n]);
-    news := array_fill(true, ARRAY[jobs_n]);
-    -- In the order of the keys, so that two producers with overlapping batches cannot deadlock.
-    FOR row IN SELECT k.key, k.i FROM unnest(enqueue_jobs.idempotency_keys) WITH ORDINALITY AS k (key, i)
-               WHERE k.key IS NOT NULL ORDER BY k.key COLLATE "C", k.i LOOP
-      SELECT k.job_id, k.taken INTO first FROM pgqueue.take_key(enqueue_jobs.task, row.key, enqueue_jobs.key_ttl) k;
-      ids[row.i] := first.job_id;
-      news[row.i] := first.taken;
-    END LOOP;
-  END IF;
-
-  moment := clock_timestamp();
-  due := greatest(moment, enqueue_jobs.run_at, moment + enqueue_jobs.delay);
-  RETURN QUERY
-    WITH numbered AS MATERIALIZED (
-      SELECT a.i, a.arg, coalesce(ids[a.i], nextval('pgqueue.job_seq')) AS id, coalesce(news[a.i], true) AS is_new,
-        enqueue_jobs.idempotency_keys[a.i] AS key
-      FROM unnest(enqueue_jobs.args) WITH ORDINALITY AS a (arg, i)
-    ), inserted AS (
-      INSERT INTO pgqueue.jobs (id, created_at, run_at, ready_seq, priority, max_attempts, state, queue, task, args, headers, tags,
-          idempotency_key, concurrency_key, timeout_s, expires_at, retry, parent_id)
-        SELECT n.id, moment, due, CASE WHEN due = moment THEN n.id END, enqueue_jobs.priority, enqueue_jobs.max_attempts,
-          CASE WHEN due = moment THEN 'ready' ELSE 'scheduled' END, enqueue_jobs.queue, enqueue_jobs.task, n.arg,
-          enqueue_jobs.headers, enqueue_jobs.tags, n.key, enqueue_jobs.concurrency_key, enqueue_jobs.timeout_s,
-          enqueue_jobs.expires_at, enqueue_jobs.retry, enqueue_jobs.parent_id
-        FROM numbered n WHERE n.is_new
-    )
-    SELECT n.id, n.is_new FROM numbered n ORDER BY n.i;
-  IF enqueue_jobs.wake AND due = moment THEN
-    PERFORM pgqueue.wake(enqueue_jobs.queue);
-  END IF;
-END $$;
+LANGUAGE sql VOLATILE SECURITY DEFINER SET search_path = pg_catalog, pg_temp AS $$
+  SELECT abs(j.id), j.id > 0
+  FROM unnest(pgqueue.put_jobs(task, to_jsonb(args), queue, priority, delay, run_at, idempotency_keys, key_ttl, headers, max_attempts,
+    retry, timeout_s, expires_at, concurrency_key, tags, parent_id, wake, checked)) AS j (id);
+$$;
 COMMENT ON FUNCTION pgqueue.enqueue_jobs IS 'Enqueues many jobs of one task in the caller''s transaction, all or none; one row per job, in the order given';
 
 CREATE FUNCTION pgqueue.enqueue(
   task text, args jsonb DEFAULT '{}', queue text DEFAULT NULL, priority integer DEFAULT NULL, delay interval DEFAULT NULL,
   run_at timestamptz DEFAULT NULL, idempotency_key text DEFAULT NULL, key_ttl interval DEFAULT NULL, headers jsonb DEFAULT NULL)
-RETURNS bigint LANGUAGE sql VOLATILE SECURITY DEFINER SET search_path = pg_catalog, pg_temp AS $$
-  SELECT e.job_id FROM pgqueue.enqueue_job(task, args, queue, priority, delay, run_at, idempotency_key, key_ttl, headers) e;
-$$;
+RETURNS bigint LANGUAGE plpgsql VOLATILE SECURITY DEFINER SET search_path = pg_catalog, pg_temp AS $$
+BEGIN
+  RETURN abs(pgqueue.put_job(task, args, queue, priority, delay, run_at, idempotency_key, key_ttl, headers));
+END $$;
 COMMENT ON FUNCTION pgqueue.enqueue IS 'Enqueues one job in the caller''s transaction and returns its id (or that of the job that has the idempotency key)';
 
 CREATE FUNCTION pgqueue.enqueue_many(
@@ -730,6 +750,42 @@ RETURNS SETOF bigint LANGUAGE sql VOLATILE SECURITY DEFINER SET search_path = pg
   SELECT e.job_id FROM pgqueue.enqueue_jobs(task, args, queue, priority, delay, run_at, idempotency_keys, key_ttl, headers) e;
 $$;
 COMMENT ON FUNCTION pgqueue.enqueue_many IS 'Enqueues many jobs of one task in the caller''s transaction and returns their ids in the order given';
+
+-- For producers that commit a transaction of their own and lose the answer. An id alone proves nothing: after a
+-- crash the server hands out the ids, and the transaction numbers, of what it forgot once more.
+CREATE FUNCTION pgqueue.enqueue_receipt(job_id bigint) RETURNS text
+LANGUAGE plpgsql VOLATILE SECURITY DEFINER SET search_path = pg_catalog, pg_temp AS $$
+BEGIN
+  RETURN (SELECT concat_ws(' ', pg_current_xact_id_if_assigned(), j.id, extract(epoch FROM j.created_at)) FROM pgqueue.jobs j
+          WHERE j.id = enqueue_receipt.job_id);
+END $$;
+COMMENT ON FUNCTION pgqueue.enqueue_receipt IS 'What enqueue_outcome finds a job by that was enqueued in this transaction';
+
+CREATE FUNCTION pgqueue.enqueue_outcome(receipt text) RETURNS text
+LANGUAGE plpgsql VOLATILE SECURITY DEFINER SET search_path = pg_catalog, pg_temp AS $$
+#variable_conflict use_column
+DECLARE
+  parts text[] := string_to_array(receipt, ' ');
+  the_id bigint := parts[2]::bigint;
+  moment timestamptz := to_timestamp(0) + make_interval(secs => parts[3]::double precision);
+BEGIN
+  BEGIN
+    -- The backend of a lost connection may still be at work on its COMMIT.
+    IF pg_xact_status(parts[1]::xid8) = 'in progress' THEN
+      RETURN 'running';
+    END IF;
+  EXCEPTION WHEN invalid_parameter_value THEN
+    NULL;  -- a number that lies in the future again: the server crashed and knows nothing of that transaction
+  END;
+  -- A statement of its own, so that its snapshot is younger than the answer above.
+  IF EXISTS (SELECT FROM pgqueue.jobs j WHERE j.id = the_id AND j.created_at = moment)
+      OR EXISTS (SELECT FROM pgqueue.job_history h WHERE h.job_id = the_id AND h.enqueued_at = moment AND h.finished_at >= moment)
+      OR EXISTS (SELECT FROM pgqueue.dead_letter_jobs d WHERE d.job_id = the_id AND d.job_created_at = moment) THEN
+    RETURN 'committed';
+  END IF;
+  RETURN 'absent';
+END $$;
+COMMENT ON FUNCTION pgqueue.enqueue_outcome IS 'Whether the transaction of a receipt committed its job: running, committed or absent';
 
 -- The last statement of a job's transaction. It raises, because a count looked at after COMMIT comes too late.
 CREATE FUNCTION pgqueue.assert_settled(settled bigint, asked integer, claim text) RETURNS void
