@@ -13,7 +13,7 @@ from typing import Annotated, Any, Final, NoReturn
 
 import typer
 
-from pgqueue.cli import work
+from pgqueue.cli import db, demo, work
 from pgqueue.cli.session import DSN, NO_HEADERS, OUTPUT, UTC, VERBOSE, Common, Output
 from pgqueue.errors import PgQueueError
 
@@ -54,6 +54,8 @@ def _options(
 
 
 work.register(app)
+app.command()(demo.demo)
+app.add_typer(db.app, name="db")
 
 
 def run(arguments: Sequence[str] | None = None) -> NoReturn:
