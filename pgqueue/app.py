@@ -9,16 +9,20 @@ from functools import cached_property
 from types import MappingProxyType
 from typing import Any, Concatenate, ParamSpec, TypeVar, overload
 
+from pgqueue.control.dead_letters import DeadLetters
+from pgqueue.control.desk import Desk
+from pgqueue.control.jobs import Jobs
+from pgqueue.control.queues import Queues
 from pgqueue.core.events import Events
 from pgqueue.core.names import check_queue
 from pgqueue.core.registry import Registry
 from pgqueue.core.retry import Retry
 from pgqueue.errors import ConfigurationError, DuplicateTask
 from pgqueue.producer.enqueue import Enqueued, enqueue, enqueue_async
-from pgqueue.storage.own_pool import OwnConnections
 from pgqueue.producer.plan import JobOptions, TaskDefaults, plan_one
 from pgqueue.settings import Settings, load_settings
 from pgqueue.storage.binding import Where
+from pgqueue.storage.own_pool import OwnConnections
 from pgqueue.task import Task
 from pgqueue.version import VERSION
 from pgqueue.worker.context import AsyncJobContext, JobContext
@@ -65,19 +69,26 @@ class App:
     @overload
     def task(
         self,
+        function: None = None,
+        /,
         *,
         name: str | None = None,
         queue: str = "default",
         priority: int = 5,
         retry: Retry | None = None,
         timeout: str | float | None = None,
+        batch: int = 0,
+        batch_key: str | None = None,
+        group_commit: int = 0,
     ) -> _Decorator: ...
 
     def task(self, function: Callable[..., Any] | None = None, /, **options: Any) -> Any:
         """Register a function as a task.
 
         name: default `module.function` · queue: default "default" · priority: 0 (first) to 9, default 5 ·
-        retry: its Retry policy · timeout: how long one attempt may take ("30s").
+        retry: its Retry policy · timeout: how long one attempt may take ("30s") ·
+        batch: hand up to so many jobs to one call, `f(ctx, jobs)`, in one transaction; batch_key: the argument
+        whose value keeps jobs apart · group_commit: let up to so many jobs share a transaction, a savepoint each.
         The function's first parameter is the context if it is called `ctx` or annotated JobContext.
         Raises DuplicateTask for a name that is taken, ConfigurationError for a signature that cannot work.
         """
@@ -139,6 +150,31 @@ class App:
         """Let `settings` win over the App's own, as the options of a command line do; before they are first used."""
         self._overrides |= settings
         self.__dict__.pop("settings", None)
+
+    @cached_property
+    def jobs(self) -> Jobs:
+        """Questions and deeds about jobs."""
+        return Jobs(self._desk)
+
+    @cached_property
+    def dead_letters(self) -> DeadLetters:
+        """Dead letters: list, group, redrive, discard."""
+        return DeadLetters(self._desk)
+
+    @cached_property
+    def queues(self) -> Queues:
+        """Queues: list, pause, resume; and who works on them."""
+        return Queues(self._desk)
+
+    def timeline(self, job_id: int) -> list[dict[str, Any]]:
+        """One job's life, in order. Raises NotFoundError."""
+        return self.jobs.timeline(job_id)
+
+    @cached_property
+    def _desk(self) -> Desk:
+        return Desk(
+            self.settings.database_url, via="python", connect_timeout_s=self.settings.connect_timeout_s
+        )
 
     def close(self) -> None:
         """Close the connections this App opened for itself."""

@@ -4,13 +4,13 @@ from __future__ import annotations
 
 import inspect
 from collections.abc import Callable, Iterable, Mapping
-from typing import TYPE_CHECKING, Any, Generic, ParamSpec, TypeVar
+from typing import TYPE_CHECKING, Any, Final, Generic, ParamSpec, TypeVar
 
 from pgqueue.core.durations import parse_duration
 from pgqueue.core.names import check_priority, check_queue, check_task
 from pgqueue.core.registry import RegisteredTask
 from pgqueue.core.retry import Retry
-from pgqueue.core.signature import inspect_handler
+from pgqueue.core.signature import HandlerSignature, inspect_handler
 from pgqueue.errors import ConfigurationError
 from pgqueue.producer.enqueue import Enqueued, enqueue, enqueue_async, enqueue_many, enqueue_many_async
 from pgqueue.producer.plan import EnqueuePlan, JobOptions, TaskDefaults, plan_many, plan_one
@@ -23,6 +23,8 @@ P = ParamSpec("P")
 R = TypeVar("R")
 
 _NO_OPTIONS = JobOptions()
+BATCH_MAX: Final = 5_000
+GROUP_COMMIT_MAX: Final = 64  # more savepoints than fit a backend's cache slow every snapshot down
 
 
 class Task(Generic[P, R]):
@@ -38,6 +40,9 @@ class Task(Generic[P, R]):
         priority: int = 5,
         retry: Retry | None = None,
         timeout: str | float | None = None,
+        batch: int = 0,
+        batch_key: str | None = None,
+        group_commit: int = 0,
     ) -> None:
         if not callable(function):
             raise ConfigurationError(f"task {name}: not a function; put @app.task above a def")
@@ -52,6 +57,10 @@ class Task(Generic[P, R]):
         self.timeout_s = (
             None if timeout is None else parse_duration(timeout, field="timeout", minimum_s=0.001)
         )
+        self.batch, self.batch_key, self.group_commit = _checked_together(
+            self.name, batch, batch_key, group_commit
+        )
+        # A batch handler takes a list of jobs, so its parameters say nothing about one job's arguments.
         self.signature = inspect_handler(function)
         self.is_async = inspect.iscoroutinefunction(function)
         self.__name__ = getattr(function, "__name__", self.name)
@@ -97,11 +106,11 @@ class Task(Generic[P, R]):
 
     def enqueue_in(self, where: Any, parent_id: int, args: dict[str, Any]) -> Enqueued:
         """Enqueue as a child of a running job; handlers call `ctx.enqueue`."""
-        return BoundTask(self, JobOptions(parent_id=parent_id)).enqueue(where, **args)
+        return BoundTask(self, _NO_OPTIONS).enqueue_in(where, parent_id, args)
 
     async def enqueue_in_async(self, where: Any, parent_id: int, args: dict[str, Any]) -> Enqueued:
         """The same on an async connection."""
-        return await BoundTask(self, JobOptions(parent_id=parent_id)).enqueue_async(where, **args)
+        return await BoundTask(self, _NO_OPTIONS).enqueue_in_async(where, parent_id, args)
 
     @property
     def defaults(self) -> TaskDefaults:
@@ -123,7 +132,15 @@ class Task(Generic[P, R]):
             priority=self.priority,
             retry=self.app.policy(self.name, self.queue),
             timeout_s=self.timeout_s,
+            batch=self.batch,
+            batch_key=self.batch_key,
+            group_commit=self.group_commit,
         )
+
+    @property
+    def checks_arguments(self) -> HandlerSignature | None:
+        """What the arguments of one job are checked against when it is enqueued."""
+        return None if self.batch else self.signature
 
 
 class BoundTask(Generic[P, R]):
@@ -139,11 +156,11 @@ class BoundTask(Generic[P, R]):
 
     def enqueue(self, where: Where, /, *args: P.args, **kwargs: P.kwargs) -> Enqueued:
         """As Task.enqueue."""
-        return enqueue(where, self._plan(args, kwargs), own=self.task.app.own)
+        return enqueue(where, self.plan(args, kwargs), own=self.task.app.own)
 
     async def enqueue_async(self, where: Where, /, *args: P.args, **kwargs: P.kwargs) -> Enqueued:
         """As Task.enqueue_async."""
-        return await enqueue_async(where, self._plan(args, kwargs), own=self.task.app.own)
+        return await enqueue_async(where, self.plan(args, kwargs), own=self.task.app.own)
 
     def enqueue_many(self, where: Where, jobs: Iterable[Mapping[str, Any]], /) -> list[Enqueued]:
         """As Task.enqueue_many."""
@@ -155,17 +172,17 @@ class BoundTask(Generic[P, R]):
 
     def enqueue_in(self, where: Any, parent_id: int, args: dict[str, Any]) -> Enqueued:
         """Enqueue as a child of a running job; handlers call `ctx.enqueue`."""
-        return BoundTask(self.task, self.options.merged(JobOptions(parent_id=parent_id))).enqueue(
-            where, **args
-        )
+        return enqueue(where, self._child(parent_id).plan((), args), own=self.task.app.own)
 
     async def enqueue_in_async(self, where: Any, parent_id: int, args: dict[str, Any]) -> Enqueued:
         """The same on an async connection."""
-        return await BoundTask(self.task, self.options.merged(JobOptions(parent_id=parent_id))).enqueue_async(
-            where, **args
-        )
+        return await enqueue_async(where, self._child(parent_id).plan((), args), own=self.task.app.own)
 
-    def _plan(self, args: tuple[Any, ...], kwargs: Mapping[str, Any]) -> EnqueuePlan:
+    def _child(self, parent_id: int) -> BoundTask[P, R]:
+        return BoundTask(self.task, self.options.merged(JobOptions(parent_id=parent_id)))
+
+    def plan(self, args: tuple[Any, ...], kwargs: Mapping[str, Any]) -> EnqueuePlan:
+        """Check the arguments and make the statement's parameters; sends nothing."""
         if args:
             raise TypeError(
                 f"task {self.task.name}: arguments travel by name; write enqueue(where, name=value)"
@@ -175,7 +192,7 @@ class BoundTask(Generic[P, R]):
             kwargs,
             self.options,
             defaults=self.task.defaults,
-            signature=self.task.signature,
+            signature=self.task.checks_arguments,
             bytes_max=self.task.app.settings.payload_bytes_max,
         )
 
@@ -185,6 +202,20 @@ class BoundTask(Generic[P, R]):
             jobs,
             self.options,
             defaults=self.task.defaults,
-            signature=self.task.signature,
+            signature=self.task.checks_arguments,
             bytes_max=self.task.app.settings.payload_bytes_max,
         )
+
+
+def _checked_together(
+    name: str, batch: int, batch_key: str | None, group_commit: int
+) -> tuple[int, str | None, int]:
+    if batch and group_commit:
+        raise ConfigurationError(f"task {name}: batch and group_commit: give one of them")
+    if not 0 <= batch <= BATCH_MAX:
+        raise ConfigurationError(f"task {name}: batch is out of range; 1 to {BATCH_MAX} jobs")
+    if not 0 <= group_commit <= GROUP_COMMIT_MAX:
+        raise ConfigurationError(f"task {name}: group_commit is out of range; 1 to {GROUP_COMMIT_MAX} jobs")
+    if batch_key is not None and not batch:
+        raise ConfigurationError(f"task {name}: batch_key needs batch=")
+    return batch, batch_key, group_commit

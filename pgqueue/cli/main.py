@@ -13,7 +13,7 @@ from typing import Annotated, Any, Final, NoReturn
 
 import typer
 
-from pgqueue.cli import db, demo, work
+from pgqueue.cli import db, demo, dlq, doctor, jobs, queues, work
 from pgqueue.cli.session import DSN, NO_HEADERS, OUTPUT, UTC, VERBOSE, Common, Output
 from pgqueue.errors import PgQueueError
 
@@ -53,7 +53,8 @@ def _options(
     )
 
 
-work.register(app)
+for noun in (work, jobs, dlq, queues, doctor):
+    noun.register(app)
 app.command()(demo.demo)
 app.add_typer(db.app, name="db")
 
@@ -63,7 +64,7 @@ def run(arguments: Sequence[str] | None = None) -> NoReturn:
     sys.exit(main(sys.argv[1:] if arguments is None else arguments))
 
 
-def main(arguments: Sequence[str]) -> int:
+def main(arguments: Sequence[str]) -> int:  # noqa: PLR0911 - one way out per kind of error
     """Run one command and return its exit code; nothing but SystemExit gets out."""
     common = Common()
     try:

@@ -83,7 +83,7 @@ class ScheduleDefinition:
         return orjson.dumps(own).decode()
 
 
-def define_schedule(  # noqa: PLR0913 - the options of a schedule are many and named
+def define_schedule(
     *,
     name: str,
     task: str,

@@ -30,21 +30,31 @@ def enqueue(where: Where, plan: EnqueuePlan, *, own: OwnConnections) -> Enqueued
 async def enqueue_async(where: Where, plan: EnqueuePlan, *, own: OwnConnections) -> Enqueued:
     """As `enqueue`, on an async connection or session."""
     steps = [_step(plan)]
-    return _single(plan, (await own.run_async(steps) if where is None else await run_async(where, steps, single=True))[0])
+    return _single(
+        plan, (await own.run_async(steps) if where is None else await run_async(where, steps, single=True))[0]
+    )
 
 
 def enqueue_many(where: Where, plans: Iterable[EnqueuePlan], *, own: OwnConnections) -> list[Enqueued]:
     """Enqueue many jobs, all or none."""
     taken: list[EnqueuePlan] = []
-    values = own.run(list(_steps(plans, taken))) if where is None else run(where, _steps(plans, taken), single=False)
+    values = (
+        own.run(list(_steps(plans, taken)))
+        if where is None
+        else run(where, _steps(plans, taken), single=False)
+    )
     return _all(taken, values)
 
 
-async def enqueue_many_async(where: Where, plans: Iterable[EnqueuePlan], *, own: OwnConnections) -> list[Enqueued]:
+async def enqueue_many_async(
+    where: Where, plans: Iterable[EnqueuePlan], *, own: OwnConnections
+) -> list[Enqueued]:
     """As `enqueue_many`, on an async connection or session."""
     taken: list[EnqueuePlan] = []
     steps = _steps(plans, taken)
-    values = await own.run_async(list(steps)) if where is None else await run_async(where, steps, single=False)
+    values = (
+        await own.run_async(list(steps)) if where is None else await run_async(where, steps, single=False)
+    )
     return _all(taken, values)
 
 

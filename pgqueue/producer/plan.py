@@ -112,7 +112,9 @@ def plan_one(
     check_task(task)
     text = _encode(args, signature, bytes_max)
     shared = _shared(task, options, defaults)
-    return EnqueuePlan(task, shared["queue"], 1, True, {**shared, "args": text, "key": options.idempotency_key})
+    return EnqueuePlan(
+        task, shared["queue"], 1, True, {**shared, "args": text, "key": options.idempotency_key}
+    )
 
 
 def plan_many(
@@ -130,7 +132,9 @@ def plan_many(
     """
     check_task(task)
     if options.idempotency_key is not None:
-        raise InvalidOption("idempotency_key", "one key for many jobs would make them one; enqueue them one by one")
+        raise InvalidOption(
+            "idempotency_key", "one key for many jobs would make them one; enqueue them one by one"
+        )
     shared = _shared(task, options, defaults)
     source = iter(jobs)
     done = 0
@@ -140,7 +144,9 @@ def plan_many(
             try:
                 texts.append(_encode(args, signature, bytes_max))
             except InvalidArguments as error:
-                raise InvalidArguments(f"args[{index}]", error.reason, path=error.path, limit=error.limit) from None
+                raise InvalidArguments(
+                    f"args[{index}]", error.reason, path=error.path, limit=error.limit
+                ) from None
         done += len(chunk)
         # One text for the whole chunk: no array adaptation by the driver, one parse by the server.
         yield EnqueuePlan(

@@ -24,16 +24,18 @@ from pgqueue.errors import ConflictError
 from pgqueue.storage.statements import statement
 
 SyncWhere = Connection[Any] | Cursor[Any] | SAConnection | Session | scoped_session[Any]
-AsyncWhere = AsyncConnection[Any] | AsyncCursor[Any] | SAAsyncConnection | AsyncSession | async_scoped_session[Any]
+AsyncWhere = (
+    AsyncConnection[Any] | AsyncCursor[Any] | SAAsyncConnection | AsyncSession | async_scoped_session[Any]
+)
 Where = SyncWhere | AsyncWhere | None
 Step = tuple[str, Mapping[str, Any]]
 
 _SYNC: Final = (Connection, Cursor, SAConnection, Session, scoped_session)
 _ASYNC: Final = (AsyncConnection, AsyncCursor, SAAsyncConnection, AsyncSession, async_scoped_session)
-_SYNC_NAMES: Final = "a psycopg Connection or Cursor, a SQLAlchemy Connection, Session or scoped_session, or None"
-_ASYNC_NAMES: Final = (
-    "a psycopg AsyncConnection or AsyncCursor, a SQLAlchemy AsyncConnection, AsyncSession or async_scoped_session, or None"
+_SYNC_NAMES: Final = (
+    "a psycopg Connection or Cursor, a SQLAlchemy Connection, Session or scoped_session, or None"
 )
+_ASYNC_NAMES: Final = "a psycopg AsyncConnection or AsyncCursor, a SQLAlchemy AsyncConnection, AsyncSession or async_scoped_session, or None"
 
 
 def run(where: object, steps: Iterable[Step], *, single: bool) -> list[Any]:
@@ -65,7 +67,9 @@ async def run_async(where: object, steps: Iterable[Step], *, single: bool) -> li
     if isinstance(where, SAAsyncConnection | AsyncSession | async_scoped_session):
         return await _run_sqlalchemy_async(where, steps, single=single)
     if isinstance(where, _SYNC):
-        raise TypeError(f"where: {type(where).__name__} is not async; use the method without _async in its name")
+        raise TypeError(
+            f"where: {type(where).__name__} is not async; use the method without _async in its name"
+        )
     raise TypeError(f"where: {type(where).__name__}; pass {_ASYNC_NAMES}")
 
 
@@ -73,9 +77,13 @@ def _run_psycopg(conn: Connection[Any], steps: Iterable[Step], *, single: bool) 
     _check_usable(conn)
     with conn.cursor(row_factory=tuple_row) as cursor:
         if single:
-            return [_first(cursor.execute(statement(name), parameters).fetchone()) for name, parameters in steps]
+            return [
+                _first(cursor.execute(statement(name), parameters).fetchone()) for name, parameters in steps
+            ]
         with conn.transaction():
-            return [_first(cursor.execute(statement(name), parameters).fetchone()) for name, parameters in steps]
+            return [
+                _first(cursor.execute(statement(name), parameters).fetchone()) for name, parameters in steps
+            ]
 
 
 async def _run_psycopg_async(conn: AsyncConnection[Any], steps: Iterable[Step], *, single: bool) -> list[Any]:
@@ -87,7 +95,9 @@ async def _run_psycopg_async(conn: AsyncConnection[Any], steps: Iterable[Step], 
             return [_first(await (await cursor.execute(statement(n), p)).fetchone()) for n, p in steps]
 
 
-def _run_sqlalchemy(where: SAConnection | Session | scoped_session[Any], steps: Iterable[Step], *, single: bool) -> list[Any]:
+def _run_sqlalchemy(
+    where: SAConnection | Session | scoped_session[Any], steps: Iterable[Step], *, single: bool
+) -> list[Any]:
     if single:
         return [where.execute(_clause(name), dict(parameters)).scalar_one() for name, parameters in steps]
     with where.begin_nested():
@@ -95,12 +105,19 @@ def _run_sqlalchemy(where: SAConnection | Session | scoped_session[Any], steps: 
 
 
 async def _run_sqlalchemy_async(
-    where: SAAsyncConnection | AsyncSession | async_scoped_session[Any], steps: Iterable[Step], *, single: bool
+    where: SAAsyncConnection | AsyncSession | async_scoped_session[Any],
+    steps: Iterable[Step],
+    *,
+    single: bool,
 ) -> list[Any]:
     if single:
-        return [(await where.execute(_clause(name), dict(parameters))).scalar_one() for name, parameters in steps]
+        return [
+            (await where.execute(_clause(name), dict(parameters))).scalar_one() for name, parameters in steps
+        ]
     async with where.begin_nested():
-        return [(await where.execute(_clause(name), dict(parameters))).scalar_one() for name, parameters in steps]
+        return [
+            (await where.execute(_clause(name), dict(parameters))).scalar_one() for name, parameters in steps
+        ]
 
 
 def _check_usable(conn: Connection[Any] | AsyncConnection[Any]) -> None:

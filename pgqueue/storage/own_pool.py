@@ -36,7 +36,9 @@ class OwnConnections:
         self._lock = threading.Lock()
         self._pool: ConnectionPool[psycopg.Connection[Any]] | None = None
         self._pid = 0
-        self._async: WeakKeyDictionary[asyncio.AbstractEventLoop, AsyncConnectionPool[psycopg.AsyncConnection[Any]]] = WeakKeyDictionary()
+        self._async: WeakKeyDictionary[
+            asyncio.AbstractEventLoop, AsyncConnectionPool[psycopg.AsyncConnection[Any]]
+        ] = WeakKeyDictionary()
 
     def run(self, steps: Sequence[Step]) -> list[Any]:
         """Run the steps in one transaction and commit it; returns the first value of each.
@@ -57,7 +59,9 @@ class OwnConnections:
                 if self._outcome(receipt) == "absent" and attempt == 1:
                     continue  # surely not committed: once more
             return values
-        raise UnknownOutcome("enqueue: the connection was lost during COMMIT twice; enqueue again with an idempotency key")
+        raise UnknownOutcome(
+            "enqueue: the connection was lost during COMMIT twice; enqueue again with an idempotency key"
+        )
 
     async def run_async(self, steps: Sequence[Step]) -> list[Any]:
         """As `run`, on the running event loop."""
@@ -66,9 +70,13 @@ class OwnConnections:
             try:
                 async with (await self._async_pool()).connection(timeout=self._timeout_s) as conn:
                     for name, parameters in steps:
-                        values.append(_row(await (await conn.execute(statement(name), parameters)).fetchone()))
+                        values.append(
+                            _row(await (await conn.execute(statement(name), parameters)).fetchone())
+                        )
                     receipt = _row(
-                        await (await conn.execute(statement("enqueue_receipt"), {"job_id": _last_new(values)})).fetchone()
+                        await (
+                            await conn.execute(statement("enqueue_receipt"), {"job_id": _last_new(values)})
+                        ).fetchone()
                     )
             except PoolTimeout as error:
                 raise self._unreachable(error) from error
@@ -78,7 +86,9 @@ class OwnConnections:
                 if await asyncio.to_thread(self._outcome, receipt) == "absent" and attempt == 1:
                     continue
             return values
-        raise UnknownOutcome("enqueue: the connection was lost during COMMIT twice; enqueue again with an idempotency key")
+        raise UnknownOutcome(
+            "enqueue: the connection was lost during COMMIT twice; enqueue again with an idempotency key"
+        )
 
     def close(self) -> None:
         """Close the sync connections; async ones close with their loop, or by `close_async` in it."""
@@ -105,7 +115,9 @@ class OwnConnections:
             if verdict in {"committed", "absent"}:
                 return verdict
             if time.monotonic() > until:
-                raise UnknownOutcome(f"enqueue: whether it was committed is {verdict}; look before you enqueue again")
+                raise UnknownOutcome(
+                    f"enqueue: whether it was committed is {verdict}; look before you enqueue again"
+                )
             time.sleep(_PAUSE_S)
 
     def _sync_pool(self) -> ConnectionPool[psycopg.Connection[Any]]:
@@ -153,7 +165,11 @@ def _row(row: Any) -> Any:
 def _last_new(values: Sequence[Any]) -> int | None:
     """The id of a job that this transaction made: the receipt is about that one."""
     for value in reversed(values):
-        ids = [value] if isinstance(value, int) else [int(part) for part in str(value).strip("{}").split(",") if part]
+        ids = (
+            [value]
+            if isinstance(value, int)
+            else [int(part) for part in str(value).strip("{}").split(",") if part]
+        )
         for job_id in reversed(ids):
             if job_id > 0:
                 return job_id

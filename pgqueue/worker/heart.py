@@ -185,6 +185,8 @@ class Heart:
             row = conn.execute(b"SELECT pg_catalog.pg_try_advisory_lock(%s)", (self._lock_key,)).fetchone()
             if row is not None and row[0]:
                 self._locked_generation = self._link.generation
+        # Before the beat: who waits for a pause to take effect counts beats.
+        self._hooks.paused(frozenset(name for (name,) in conn.execute(statement("paused_queues")).fetchall()))
         row = conn.execute(
             statement("beat"),
             {
@@ -202,7 +204,6 @@ class Heart:
             statement("cancel_requests"), {"id": state.worker_id}
         ).fetchall():
             self._hooks.cancel(job_id, str(claim_id))
-        self._hooks.paused(frozenset(name for (name,) in conn.execute(statement("paused_queues")).fetchall()))
         self._give_back_strays(conn)
         return "drain" if row[0] else "live"
 

@@ -77,7 +77,9 @@ class Release:
     def code_from(self, revision: str) -> None:
         """Say that the second revision may only be used by code that knows `revision`."""
         script = self.folder / "versions" / "0002_next.py"
-        script.write_text(script.read_text().replace('code_from = "pgqueue_0001"', f'code_from = "{revision}"'))
+        script.write_text(
+            script.read_text().replace('code_from = "pgqueue_0001"', f'code_from = "{revision}"')
+        )
 
 
 @pytest.fixture

@@ -62,7 +62,7 @@ def upgrade_text() -> str:
     IF NOT EXISTS asks for CREATE on the database even then, which the owner of a schema need not have.
     """
     text = schema_text()
-    assert text.count(MAKES_SCHEMA) == 1, f"sql/schema/00_schema.sql no longer says {MAKES_SCHEMA!r}"  # noqa: S101
+    assert text.count(MAKES_SCHEMA) == 1, f"sql/schema/00_schema.sql no longer says {MAKES_SCHEMA!r}"
     return text.replace(MAKES_SCHEMA, "")
 
 

@@ -10,20 +10,20 @@ from typing import Any
 
 import pytest
 import sqlalchemy as sa
-from alembic import command
 from alembic.autogenerate import compare_metadata
 from alembic.config import Config
 from alembic.migration import MigrationContext
 from rig.database import Database
 from sqlalchemy.ext.asyncio import create_async_engine
 
+from alembic import command
 from pgqueue import migrations
 from pgqueue.storage import migrate
 from pgqueue.storage.drift import describe_schema, diff, expected_schema
 
 pytestmark = pytest.mark.proves("OP1")
 
-ENV = '''
+ENV = """
 import sqlalchemy as sa
 from alembic import context
 from pgqueue import migrations
@@ -42,8 +42,8 @@ else:
     context.configure(connection=context.config.attributes["connection"], **options)
 with context.begin_transaction():
     context.run_migrations()
-'''
-RIDES = '''
+"""
+RIDES = """
 from alembic import op
 import sqlalchemy as sa
 
@@ -60,7 +60,7 @@ def upgrade():
 
 def downgrade():
     op.drop_table("rides")
-'''
+"""
 
 
 @pytest.fixture
@@ -146,7 +146,9 @@ def test_the_application_refuses_to_lose_jobs_too(blank18: Database, application
     assert_whole(blank18)
 
 
-def test_the_application_s_transaction_is_whole(blank18: Database, application: Config, tmp_path: Path) -> None:
+def test_the_application_s_transaction_is_whole(
+    blank18: Database, application: Config, tmp_path: Path
+) -> None:
     script = tmp_path / "versions" / "rides1.py"
     script.write_text(script.read_text().replace("INSERT INTO rides", "INSERT INTO no_such_table"))
     with pytest.raises(sa.exc.ProgrammingError, match="no_such_table"):
@@ -182,19 +184,25 @@ def psql(database: Database, text: str) -> None:
 
 @pytest.mark.parametrize("search_path", ["public", "public, pgqueue", "pgqueue, public"])
 @pytest.mark.parametrize("include_schemas", [True, False])
-def test_autogenerate_sees_nothing_of_ours(database: Database, search_path: str, include_schemas: bool) -> None:
+def test_autogenerate_sees_nothing_of_ours(
+    database: Database, search_path: str, include_schemas: bool
+) -> None:
     """Also where the role's search_path holds our schema, as a DBA's may: Alembic then takes our tables for its own."""
     metadata = sa.MetaData()
     sa.Table("rides", metadata, sa.Column("id", sa.Integer, primary_key=True), schema="public")
     database.connect().execute("CREATE TABLE public.rides (id serial PRIMARY KEY)")
     database.connect().execute("CREATE TABLE public.forgotten (id int)")
-    engine = sa.create_engine(database.sqlalchemy_url, connect_args={"options": f"-c search_path={search_path.replace(' ', '')}"})
+    engine = sa.create_engine(
+        database.sqlalchemy_url, connect_args={"options": f"-c search_path={search_path.replace(' ', '')}"}
+    )
     # A schema-less name is where search_path begins, so a table of the application's must be told apart as well.
     options = {"include_schemas": include_schemas}
     with engine.connect() as connection:
         unfiltered = compare_metadata(MigrationContext.configure(connection, opts=options), metadata)
         filters = {"include_name": migrations.include_name, "include_object": migrations.include_object}
-        filtered = compare_metadata(MigrationContext.configure(connection, opts={**options, **filters}), metadata)
+        filtered = compare_metadata(
+            MigrationContext.configure(connection, opts={**options, **filters}), metadata
+        )
     engine.dispose()
 
     def removed(found: list[Any]) -> set[str]:
@@ -208,6 +216,14 @@ def test_autogenerate_sees_nothing_of_ours(database: Database, search_path: str,
 
 def test_a_table_of_the_application_s_with_a_name_of_ours_is_seen() -> None:
     theirs = sa.Table("jobs", sa.MetaData(), sa.Column("id", sa.Integer), sa.Column("salary", sa.Integer))
-    ours = sa.Table("jobs", sa.MetaData(), *[sa.Column(name.split(".")[2]) for name in expected_schema() if name.startswith("column pgqueue.jobs.")])
+    ours = sa.Table(
+        "jobs",
+        sa.MetaData(),
+        *[
+            sa.Column(name.split(".")[2])
+            for name in expected_schema()
+            if name.startswith("column pgqueue.jobs.")
+        ],
+    )
     assert migrations.include_object(theirs, "jobs", "table", True, None)
     assert not migrations.include_object(ours, "jobs", "table", True, None)

@@ -39,19 +39,36 @@ def test_a_life(blank: Database) -> None:
 
     done = call(blank, "check", "-o", "json")
     assert done.exit_code == 0
-    assert json.loads(done.stdout) == {"state": "at_head", "revision": "pgqueue_0001", "expected": "pgqueue_0001", "usable": True}
-    assert call(blank, "check", "-o", "csv").stdout == "state,revision,expected,usable\nat_head,pgqueue_0001,pgqueue_0001,true\n"
-    assert call(blank, "check").stdout.splitlines() == ["state    revision      expected      usable", "at_head  pgqueue_0001  pgqueue_0001  true"]
+    assert json.loads(done.stdout) == {
+        "state": "at_head",
+        "revision": "pgqueue_0001",
+        "expected": "pgqueue_0001",
+        "usable": True,
+    }
+    assert (
+        call(blank, "check", "-o", "csv").stdout
+        == "state,revision,expected,usable\nat_head,pgqueue_0001,pgqueue_0001,true\n"
+    )
+    assert call(blank, "check").stdout.splitlines() == [
+        "state    revision      expected      usable",
+        "at_head  pgqueue_0001  pgqueue_0001  true",
+    ]
 
     blank.connect().execute("SELECT pgqueue.enqueue('t')")
     done = call(blank, "downgrade", "base", "--dry-run")
-    assert done.stderr == "would downgrade from pgqueue_0001 to base\nwould lose 1 live jobs and 0 dead letters that wait for a decision\n"
+    assert (
+        done.stderr
+        == "would downgrade from pgqueue_0001 to base\nwould lose 1 live jobs and 0 dead letters that wait for a decision\n"
+    )
     done = call(blank, "downgrade", "base")
     assert isinstance(done.exception, ConflictError)
     assert "--force" in str(done.exception)
     done = call(blank, "downgrade", "base", "--force")
     assert (done.exit_code, done.stdout) == (0, "")
-    assert done.stderr == "downgraded from pgqueue_0001 to base\nlost 1 live jobs and 0 dead letters that wait for a decision\n"
+    assert (
+        done.stderr
+        == "downgraded from pgqueue_0001 to base\nlost 1 live jobs and 0 dead letters that wait for a decision\n"
+    )
     assert call(blank, "downgrade", "base").stderr == "at base already: nothing to do\n"
 
 
@@ -79,19 +96,26 @@ def test_sql_reaches_psql(blank18: Database) -> None:
         (("upgrade",), "not a dsn", ConfigurationError, 78),
     ],
 )
-def test_errors_leave_with_their_exit_code(args: tuple[str, ...], dsn: str, kind: type[Exception], code: int) -> None:
+def test_errors_leave_with_their_exit_code(
+    args: tuple[str, ...], dsn: str, kind: type[Exception], code: int
+) -> None:
     done = call(None, *args, dsn=dsn)
     assert isinstance(done.exception, kind)
     assert done.exception.exit_code == code  # type: ignore[attr-defined]
     assert done.stdout == ""
 
 
-@pytest.mark.parametrize("args", [("downgrade",), ("upgrade", "--nonsense"), ("check", "-o", "xml"), ("upgrade", "--lock-wait", "-1")])
+@pytest.mark.parametrize(
+    "args",
+    [("downgrade",), ("upgrade", "--nonsense"), ("check", "-o", "xml"), ("upgrade", "--lock-wait", "-1")],
+)
 def test_wrong_usage_is_exit_2(args: tuple[str, ...]) -> None:
     assert CliRunner().invoke(db.app, list(args)).exit_code == 2
 
 
-def test_the_database_comes_from_the_settings_and_past_a_pooler(blank18: Database, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_the_database_comes_from_the_settings_and_past_a_pooler(
+    blank18: Database, monkeypatch: pytest.MonkeyPatch
+) -> None:
     monkeypatch.setenv("PGQUEUE_DATABASE_URL", "postgresql://pooler.invalid/x")
     monkeypatch.setenv("PGQUEUE_DIRECT_DATABASE_URL", blank18.dsn)
     done = CliRunner().invoke(db.app, ["upgrade"])

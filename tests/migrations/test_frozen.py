@@ -37,13 +37,17 @@ def test_nothing_is_no_statement(text: str) -> None:
     assert list(split_statements(text)) == []
 
 
-@pytest.mark.parametrize("text", ["SELECT 'never ends", 'SELECT "never', "DO $$ BEGIN", "DO $a$ $$ $b$", "SELECT 1 /* ; */"])
+@pytest.mark.parametrize(
+    "text", ["SELECT 'never ends", 'SELECT "never', "DO $$ BEGIN", "DO $a$ $$ $b$", "SELECT 1 /* ; */"]
+)
 def test_what_is_not_closed_is_refused_with_its_line(text: str) -> None:
     with pytest.raises(ConfigurationError, match="frozen SQL, line 3:"):
         list(split_statements("SELECT 1;\n\n" + text))
 
 
-@pytest.mark.parametrize("path", sorted((ROOT / "alembic" / "versions").glob("*.sql")), ids=lambda path: path.name)
+@pytest.mark.parametrize(
+    "path", sorted((ROOT / "alembic" / "versions").glob("*.sql")), ids=lambda path: path.name
+)
 def test_nothing_of_a_frozen_file_is_lost(path: Path) -> None:
     text = path.read_text()
     whole = "".join(line for line in text.splitlines(keepends=True) if not line.startswith("--"))

@@ -41,7 +41,12 @@ def test_twenty_at_once_do_it_once(blank: Database) -> None:
         " migrate.upgrade(sys.argv[1]); assert migrate.check(sys.argv[1]).kind == 'at_head'"
     )
     crowd = [
-        subprocess.Popen([sys.executable, "-c", script, blank.dsn], stdin=subprocess.PIPE, stdout=subprocess.PIPE, stderr=subprocess.PIPE)
+        subprocess.Popen(
+            [sys.executable, "-c", script, blank.dsn],
+            stdin=subprocess.PIPE,
+            stdout=subprocess.PIPE,
+            stderr=subprocess.PIPE,
+        )
         for _ in range(MIGRATORS)
     ]
     try:
@@ -80,7 +85,9 @@ def test_a_stranger_with_the_lock_is_named_after_the_deadline(blank: Database) -
     stranger = blank.connect(application_name="their tool")
     stranger.execute("SELECT pg_advisory_lock(%s)", [LOCK_KEY])
     started = time.monotonic()
-    with pytest.raises(ConflictError, match=rf"process {stranger.info.backend_pid} \(their tool\) for longer than 0.3 s") as refused:
+    with pytest.raises(
+        ConflictError, match=rf"process {stranger.info.backend_pid} \(their tool\) for longer than 0.3 s"
+    ) as refused:
         migrate.upgrade(blank.dsn, lock_wait_s=0.3)
     assert 0.3 <= time.monotonic() - started < 10
     assert refused.value.exit_code == 4
@@ -122,7 +129,10 @@ def test_a_table_that_is_held_too_long_gives_up_and_names_the_holder(
     monkeypatch.setattr(migrate, "TABLE_LOCK_TRIES_MAX", 1)
     holder = blank18.connect(autocommit=False)
     holder.execute("LOCK TABLE pgqueue.jobs IN ACCESS EXCLUSIVE MODE")
-    with pytest.raises(ConflictError, match=rf"upgrade from pgqueue_0001 to pgqueue_0002: .*1 times; processes .*\b{holder.info.backend_pid}\b"):
+    with pytest.raises(
+        ConflictError,
+        match=rf"upgrade from pgqueue_0001 to pgqueue_0002: .*1 times; processes .*\b{holder.info.backend_pid}\b",
+    ):
         migrate.upgrade(blank18.dsn)
     assert migrate.check(blank18.dsn).found == "pgqueue_0001"
 
@@ -173,7 +183,11 @@ def test_enqueuers_go_on_through_an_upgrade(blank18: Database, request: pytest.F
     wait_for(lambda: all(counts), 20, "every producer's first job")
     migrate.upgrade(blank18.dsn)
     before = list(counts)
-    wait_for(lambda: errors or all(now > then for now, then in zip(counts, before, strict=True)), 20, "jobs after the upgrade")
+    wait_for(
+        lambda: errors or all(now > then for now, then in zip(counts, before, strict=True)),
+        20,
+        "jobs after the upgrade",
+    )
     stop.set()
     for one in crowd:
         one.join(20)
@@ -238,12 +252,20 @@ def test_cut_at_each_message(blank18: Database, cutter: Cutter, sent: bool) -> N
 def test_a_killed_migrator_leaves_the_old_revision_and_no_lock(blank18: Database, tmp_path: Path) -> None:
     """SIGKILL while it holds the lock and has made half of the tables."""
     holder = blank18.connect(autocommit=False)
-    holder.execute("CREATE SCHEMA pgqueue")  # uncommitted: the migrator waits for this name, in its own transaction
+    holder.execute(
+        "CREATE SCHEMA pgqueue"
+    )  # uncommitted: the migrator waits for this name, in its own transaction
     script = "import sys; from pgqueue.storage import migrate; migrate.upgrade(sys.argv[1])"
-    child = subprocess.Popen([sys.executable, "-c", script, blank18.dsn], stderr=subprocess.PIPE, cwd=tmp_path)
+    child = subprocess.Popen(
+        [sys.executable, "-c", script, blank18.dsn], stderr=subprocess.PIPE, cwd=tmp_path
+    )
     try:
         seen = blank18.connect()
-        wait_for(lambda: seen.execute(WAITS_FOR_A_TABLE).fetchone() == (1,), 20, "the migrator waiting inside its revision")
+        wait_for(
+            lambda: seen.execute(WAITS_FOR_A_TABLE).fetchone() == (1,),
+            20,
+            "the migrator waiting inside its revision",
+        )
         os.kill(child.pid, signal.SIGKILL)
         child.communicate(timeout=20)
     finally:

@@ -81,21 +81,41 @@ def test_a_fresh_install_equals_an_upgraded_one(blank: Database) -> None:
 def test_the_shipped_description_is_the_same_on_every_server(blank: Database) -> None:
     fresh(blank)
     differences = diff(expected_schema(), described(blank))
-    assert not differences, f"expected.json is not sql/schema of today; run {FREEZE}:\n" + "\n".join(map(str, differences))
+    assert not differences, f"expected.json is not sql/schema of today; run {FREEZE}:\n" + "\n".join(
+        map(str, differences)
+    )
 
 
 @pytest.mark.parametrize(
     ("change", "said"),
     [
-        ("ALTER TABLE pgqueue.jobs ALTER COLUMN attempt SET DEFAULT 1", 'column pgqueue.jobs.attempt: default is "1", expected "0"'),
-        ("ALTER TABLE pgqueue.jobs DROP CONSTRAINT jobs_state_check", "constraint pgqueue.jobs.jobs_state_check: missing"),
-        ("DROP INDEX pgqueue.dead_letter_jobs_fingerprint_idx", "index pgqueue.dead_letter_jobs_fingerprint_idx: missing"),
+        (
+            "ALTER TABLE pgqueue.jobs ALTER COLUMN attempt SET DEFAULT 1",
+            'column pgqueue.jobs.attempt: default is "1", expected "0"',
+        ),
+        (
+            "ALTER TABLE pgqueue.jobs DROP CONSTRAINT jobs_state_check",
+            "constraint pgqueue.jobs.jobs_state_check: missing",
+        ),
+        (
+            "DROP INDEX pgqueue.dead_letter_jobs_fingerprint_idx",
+            "index pgqueue.dead_letter_jobs_fingerprint_idx: missing",
+        ),
         ("ALTER TABLE pgqueue.jobs ADD COLUMN x int", "column pgqueue.jobs.x: not expected"),
         ("COMMENT ON TABLE pgqueue.jobs IS NULL", "table pgqueue.jobs: comment is nothing, expected"),
-        ("GRANT SELECT ON pgqueue.jobs TO PUBLIC", 'table pgqueue.jobs: grants is ["PUBLIC: SELECT"], expected'),
-        ("ALTER FUNCTION pgqueue.wake(text) SET search_path = public", "function pgqueue.wake(queue text): settings is"),
+        (
+            "GRANT SELECT ON pgqueue.jobs TO PUBLIC",
+            'table pgqueue.jobs: grants is ["PUBLIC: SELECT"], expected',
+        ),
+        (
+            "ALTER FUNCTION pgqueue.wake(text) SET search_path = public",
+            "function pgqueue.wake(queue text): settings is",
+        ),
         ("ALTER TABLE pgqueue.jobs RESET (autovacuum_vacuum_threshold)", "table pgqueue.jobs: options is"),
-        ("CREATE TRIGGER t BEFORE DELETE ON pgqueue.jobs FOR EACH ROW EXECUTE FUNCTION suppress_redundant_updates_trigger()", "trigger pgqueue.jobs.t: not expected"),
+        (
+            "CREATE TRIGGER t BEFORE DELETE ON pgqueue.jobs FOR EACH ROW EXECUTE FUNCTION suppress_redundant_updates_trigger()",
+            "trigger pgqueue.jobs.t: not expected",
+        ),
     ],
 )
 def test_drift_is_told(blank18: Database, change: str, said: str) -> None:
@@ -114,7 +134,9 @@ def test_a_change_inside_a_function_or_view_is_told(blank18: Database) -> None:
     view = blank18.one("SELECT pg_get_viewdef('pgqueue.dead_letter_summary'::regclass)")
     assert "count(*)" in view
     blank18.connect().execute(function.replace("BEGIN", "BEGIN PERFORM 1;", 1))
-    blank18.connect().execute("CREATE OR REPLACE VIEW pgqueue.dead_letter_summary AS " + view.replace("count(*)", "count(1)"))
+    blank18.connect().execute(
+        "CREATE OR REPLACE VIEW pgqueue.dead_letter_summary AS " + view.replace("count(*)", "count(1)")
+    )
     assert [str(found).partition(" is ")[0] for found in diff(before, described(blank18))] == [
         "function pgqueue.wake(queue text): body",
         "view pgqueue.dead_letter_summary: definition",
@@ -150,15 +172,26 @@ def test_every_object_has_a_comment(blank18: Database) -> None:
     views = {name.split()[1] for name in described(blank18) if name.startswith("view ")}
     silent = [name for name in silent if name.split()[1].rpartition(".")[0] not in views]
     assert silent == []
-    version_table = """SELECT count(*) FROM pg_description WHERE objoid = 'pgqueue.alembic_version'::regclass"""
+    version_table = (
+        """SELECT count(*) FROM pg_description WHERE objoid = 'pgqueue.alembic_version'::regclass"""
+    )
     assert blank18.one(version_table) == 3
 
 
 def test_public_may_do_nothing(blank18: Database) -> None:
     migrate.upgrade(blank18.dsn)
-    open_to_all = {name: facts for name, facts in described(blank18).items() if "PUBLIC" in json.dumps(facts.get("grants"))}  # type: ignore[attr-defined]
+    open_to_all = {
+        name: facts
+        for name, facts in described(blank18).items()
+        if "PUBLIC" in json.dumps(facts.get("grants"))
+    }  # type: ignore[attr-defined]
     assert open_to_all == {}
-    assert blank18.one("SELECT count(*) FROM pg_class, aclexplode(relacl) a WHERE relname = 'alembic_version' AND a.grantee = 0") == 0
+    assert (
+        blank18.one(
+            "SELECT count(*) FROM pg_class, aclexplode(relacl) a WHERE relname = 'alembic_version' AND a.grantee = 0"
+        )
+        == 0
+    )
 
 
 def test_revisions_are_one_line_that_the_file_names_tell() -> None:
@@ -183,11 +216,18 @@ def test_a_restored_dump_is_at_head_and_the_same(blank: Database) -> None:
     migrate.upgrade(blank.dsn)
     before = described(blank)
     programs = blank.server.bin_dir
-    dump = subprocess.run([programs / "pg_dump", "-n", "pgqueue", blank.dsn], capture_output=True, check=True).stdout
+    dump = subprocess.run(
+        [programs / "pg_dump", "-n", "pgqueue", blank.dsn], capture_output=True, check=True
+    ).stdout
     blank.connect().execute("DROP SCHEMA pgqueue CASCADE")
     assert migrate.check(blank.dsn).kind == "missing"
     env = {**os.environ, "PGOPTIONS": "-c client_min_messages=warning"}
-    restored = subprocess.run([programs / "psql", "-q", "-v", "ON_ERROR_STOP=1", blank.dsn], input=dump, capture_output=True, env=env)
+    restored = subprocess.run(
+        [programs / "psql", "-q", "-v", "ON_ERROR_STOP=1", blank.dsn],
+        input=dump,
+        capture_output=True,
+        env=env,
+    )
     assert restored.returncode == 0, restored.stderr.decode()
     assert migrate.check(blank.dsn).kind == "at_head"
     assert [str(found) for found in diff(before, described(blank))] == []
@@ -206,7 +246,9 @@ def test_downgrade_refuses_to_lose_jobs_unless_forced(blank: Database, what: str
         conn.execute("DELETE FROM pgqueue.jobs")
     loss = migrate.jobs_at_stake(blank.dsn)
     assert (loss.live, loss.dead) == ((1, 0) if what == "job" else (0, 1))
-    with pytest.raises(ConflictError, match=f"loses {loss.live} jobs and {loss.dead} dead letters.*--force") as refused:
+    with pytest.raises(
+        ConflictError, match=f"loses {loss.live} jobs and {loss.dead} dead letters.*--force"
+    ) as refused:
         migrate.downgrade(blank.dsn, "base")
     assert "\n" not in str(refused.value)
     assert migrate.check(blank.dsn).kind == "at_head"
@@ -220,7 +262,9 @@ def test_downgrade_leaves_other_peoples_objects_in_the_schema_alone(blank18: Dat
     conn = blank18.connect()
     conn.execute("CREATE TABLE pgqueue.theirs (id int)")
     migrate.downgrade(blank18.dsn, "base")
-    assert conn.execute("SELECT relname FROM pg_class WHERE relnamespace = 'pgqueue'::regnamespace").fetchall() == [("theirs",)]
+    assert conn.execute(
+        "SELECT relname FROM pg_class WHERE relnamespace = 'pgqueue'::regnamespace"
+    ).fetchall() == [("theirs",)]
 
 
 def test_downgrade_refuses_to_break_what_depends_on_it(blank18: Database) -> None:
@@ -258,8 +302,16 @@ def test_an_empty_schema_made_by_an_administrator_is_taken(blank18: Database) ->
 def test_a_hostile_search_path_reaches_no_migration(blank18: Database) -> None:
     conn = blank18.connect()
     conn.execute("CREATE SCHEMA evil")
-    conn.execute("CREATE FUNCTION evil.to_char(date, text) RETURNS text LANGUAGE plpgsql AS $$ BEGIN RAISE 'hijacked'; END $$")
-    conn.execute("CREATE FUNCTION evil.clock_timestamp() RETURNS timestamptz LANGUAGE plpgsql AS $$ BEGIN RAISE 'hijacked'; END $$")
-    blank18.connect().execute(psycopg.sql.SQL("ALTER DATABASE {} SET search_path = evil, pg_catalog").format(psycopg.sql.Identifier(blank18.name)))
+    conn.execute(
+        "CREATE FUNCTION evil.to_char(date, text) RETURNS text LANGUAGE plpgsql AS $$ BEGIN RAISE 'hijacked'; END $$"
+    )
+    conn.execute(
+        "CREATE FUNCTION evil.clock_timestamp() RETURNS timestamptz LANGUAGE plpgsql AS $$ BEGIN RAISE 'hijacked'; END $$"
+    )
+    blank18.connect().execute(
+        psycopg.sql.SQL("ALTER DATABASE {} SET search_path = evil, pg_catalog").format(
+            psycopg.sql.Identifier(blank18.name)
+        )
+    )
     migrate.upgrade(blank18.dsn)
     assert [str(found) for found in diff(expected_schema(), described(blank18))] == []

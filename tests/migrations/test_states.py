@@ -62,11 +62,16 @@ def test_a_connection_of_any_row_factory_and_inside_a_transaction_is_fine(blank1
     assert conn.info.transaction_status == psycopg.pq.TransactionStatus.INTRANS
 
 
-def test_older_database_names_both_revisions_and_the_command(blank18: Database, request: pytest.FixtureRequest) -> None:
+def test_older_database_names_both_revisions_and_the_command(
+    blank18: Database, request: pytest.FixtureRequest
+) -> None:
     migrate.upgrade(blank18.dsn)
     request.getfixturevalue("next_release")
     assert migrate.check(blank18.dsn).kind == "older"
-    with pytest.raises(SchemaMismatch, match="at revision pgqueue_0001, this code expects pgqueue_0002; run `pgqueue db upgrade`") as refused:
+    with pytest.raises(
+        SchemaMismatch,
+        match="at revision pgqueue_0001, this code expects pgqueue_0002; run `pgqueue db upgrade`",
+    ) as refused:
         migrate.require_head(blank18.connect())
     one_line(refused)
     migrate.upgrade(blank18.dsn)
@@ -74,11 +79,18 @@ def test_older_database_names_both_revisions_and_the_command(blank18: Database, 
 
 
 @pytest.mark.proves("OP2")
-def test_the_release_before_runs_on_a_newer_schema_that_allows_it(blank18: Database, next_release: Release) -> None:
+def test_the_release_before_runs_on_a_newer_schema_that_allows_it(
+    blank18: Database, next_release: Release
+) -> None:
     migrate.upgrade(blank18.dsn)
     next_release.go_back()
     state = migrate.check(blank18.dsn)
-    assert (state.kind, state.found, state.expected, state.usable) == ("newer", "pgqueue_0002", "pgqueue_0001", True)
+    assert (state.kind, state.found, state.expected, state.usable) == (
+        "newer",
+        "pgqueue_0002",
+        "pgqueue_0001",
+        True,
+    )
     migrate.require_head(blank18.connect())
     assert blank18.one("SELECT pgqueue.enqueue('t')") > 0
     with pytest.raises(SchemaMismatch, match="pgqueue_0002, which this code does not know"):
@@ -87,13 +99,18 @@ def test_the_release_before_runs_on_a_newer_schema_that_allows_it(blank18: Datab
         migrate.downgrade(blank18.dsn, "base", force=True)
 
 
-def test_the_release_before_refuses_a_newer_schema_that_forbids_it(blank18: Database, next_release: Release) -> None:
+def test_the_release_before_refuses_a_newer_schema_that_forbids_it(
+    blank18: Database, next_release: Release
+) -> None:
     next_release.code_from("pgqueue_0002")
     migrate.upgrade(blank18.dsn)
     migrate.require_head(blank18.connect())
     next_release.go_back()
     assert migrate.check(blank18.dsn).kind == "newer_unknown"
-    with pytest.raises(SchemaMismatch, match=r"at revision pgqueue_0002.*knows pgqueue_0001.*install pgqueue ≥ one that knows pgqueue_0002") as refused:
+    with pytest.raises(
+        SchemaMismatch,
+        match=r"at revision pgqueue_0002.*knows pgqueue_0001.*install pgqueue ≥ one that knows pgqueue_0002",
+    ) as refused:
         migrate.require_head(blank18.connect())
     one_line(refused)
 
@@ -104,10 +121,14 @@ def test_a_step_back_takes_the_floor_back_too(blank18: Database, next_release: R
     migrate.downgrade(blank18.dsn, "pgqueue_0001")
     assert blank18.one("SELECT code_from FROM pgqueue.alembic_version") == "pgqueue_0001"
     migrate.upgrade(blank18.dsn, "pgqueue_0001")
-    with pytest.raises(ConflictError, match="downgrade to pgqueue_0002: the database is at pgqueue_0001 only"):
+    with pytest.raises(
+        ConflictError, match="downgrade to pgqueue_0002: the database is at pgqueue_0001 only"
+    ):
         migrate.downgrade(blank18.dsn, "pgqueue_0002")
     migrate.upgrade(blank18.dsn)
-    with pytest.raises(ConflictError, match="upgrade to pgqueue_0001: the database is at pgqueue_0002 already"):
+    with pytest.raises(
+        ConflictError, match="upgrade to pgqueue_0001: the database is at pgqueue_0002 already"
+    ):
         migrate.upgrade(blank18.dsn, "pgqueue_0001")
 
 
@@ -116,8 +137,14 @@ def test_a_step_back_takes_the_floor_back_too(blank18: Database, next_release: R
     [
         ("DELETE FROM pgqueue.alembic_version", "no revision recorded"),
         ("INSERT INTO pgqueue.alembic_version VALUES ('pgqueue_0000')", "2 revisions"),
-        ("DROP TABLE pgqueue.jobs, pgqueue.job_history, pgqueue.dead_letter_jobs CASCADE", "its tables are not there"),
-        ("UPDATE pg_index SET indisvalid = false WHERE indexrelid = 'pgqueue.dedup_keys_expires_at_idx'::regclass", "invalid index dedup_keys_expires_at_idx"),
+        (
+            "DROP TABLE pgqueue.jobs, pgqueue.job_history, pgqueue.dead_letter_jobs CASCADE",
+            "its tables are not there",
+        ),
+        (
+            "UPDATE pg_index SET indisvalid = false WHERE indexrelid = 'pgqueue.dedup_keys_expires_at_idx'::regclass",
+            "invalid index dedup_keys_expires_at_idx",
+        ),
     ],
 )
 def test_half_done_is_told_and_not_walked_on(blank18: Database, damage: str, said: str) -> None:
@@ -147,7 +174,9 @@ def test_a_dsn_that_cannot_be_read_is_a_configuration_error_without_its_text(dsn
     assert refused.value.exit_code == 78
 
 
-@pytest.mark.parametrize("dsn", ["postgresql://u:hunter2@127.0.0.1:1/x", "host=/nowhere user=u password=hunter2 dbname=x"])
+@pytest.mark.parametrize(
+    "dsn", ["postgresql://u:hunter2@127.0.0.1:1/x", "host=/nowhere user=u password=hunter2 dbname=x"]
+)
 def test_a_server_that_is_not_there_is_exit_5(dsn: str) -> None:
     with pytest.raises(DatabaseUnreachable) as refused:
         migrate.upgrade(dsn)
@@ -170,25 +199,34 @@ def stranger(blank: Database) -> str:
 
 
 def test_a_role_without_the_right_is_told_what_to_ask_for(blank: Database, stranger: str) -> None:
-    with pytest.raises(ConfigurationError, match=r"upgrade from base to pgqueue_0001: 42501 .*CREATE on the database") as refused:
+    with pytest.raises(
+        ConfigurationError, match=r"upgrade from base to pgqueue_0001: 42501 .*CREATE on the database"
+    ) as refused:
         migrate.upgrade(blank.dsn_as(stranger))
     one_line(refused)
     migrate.upgrade(blank.dsn)
     with pytest.raises(ConfigurationError, match="42501 permission denied for schema pgqueue"):
         migrate.check(blank.dsn_as(stranger))
-    with psycopg.connect(blank.dsn_as(stranger)) as conn, pytest.raises(ConfigurationError, match=r"42501.*pgqueue_\* role"):
+    with (
+        psycopg.connect(blank.dsn_as(stranger)) as conn,
+        pytest.raises(ConfigurationError, match=r"42501.*pgqueue_\* role"),
+    ):
         migrate.require_head(conn)
 
 
 def test_a_role_may_own_a_schema_that_an_administrator_made(blank: Database, stranger: str) -> None:
     """Without CREATE on the database: CREATE SCHEMA IF NOT EXISTS would ask for it all the same."""
-    blank.connect().execute(sql.SQL("CREATE SCHEMA pgqueue AUTHORIZATION {}").format(sql.Identifier(stranger)))
+    blank.connect().execute(
+        sql.SQL("CREATE SCHEMA pgqueue AUTHORIZATION {}").format(sql.Identifier(stranger))
+    )
     migrate.upgrade(blank.dsn_as(stranger))
     assert migrate.check(blank.dsn_as(stranger)).kind == "at_head"
 
 
 def test_a_read_only_server_is_told(blank: Database) -> None:
-    blank.connect().execute(sql.SQL("ALTER DATABASE {} SET default_transaction_read_only = on").format(sql.Identifier(blank.name)))
+    blank.connect().execute(
+        sql.SQL("ALTER DATABASE {} SET default_transaction_read_only = on").format(sql.Identifier(blank.name))
+    )
     with pytest.raises(ConfigurationError, match=r"25006.*DSN of the primary") as refused:
         migrate.upgrade(blank.dsn)
     one_line(refused)
@@ -197,7 +235,12 @@ def test_a_read_only_server_is_told(blank: Database) -> None:
 
 def test_limits_that_a_database_sets_do_not_stop_a_migration(blank: Database) -> None:
     name = sql.Identifier(blank.name)
-    for setting in ("statement_timeout = '1ms'", "lock_timeout = '1ms'", "idle_in_transaction_session_timeout = '1ms'", "default_transaction_isolation = serializable"):
+    for setting in (
+        "statement_timeout = '1ms'",
+        "lock_timeout = '1ms'",
+        "idle_in_transaction_session_timeout = '1ms'",
+        "default_transaction_isolation = serializable",
+    ):
         blank.connect().execute(sql.SQL("ALTER DATABASE {} SET " + setting).format(name))
     if blank.server.version >= 17:
         blank.connect().execute(sql.SQL("ALTER DATABASE {} SET transaction_timeout = '100ms'").format(name))
@@ -209,7 +252,11 @@ def test_limits_that_a_database_sets_do_not_stop_a_migration(blank: Database) ->
 def test_a_database_that_cannot_hold_json_is_refused(blank18: Database, encoding: str) -> None:
     name = f"{blank18.name}_{encoding.lower()}"
     with psycopg.connect(blank18.server.dsn(), autocommit=True) as admin:
-        admin.execute(sql.SQL("CREATE DATABASE {} ENCODING {} TEMPLATE template0").format(sql.Identifier(name), encoding))
+        admin.execute(
+            sql.SQL("CREATE DATABASE {} ENCODING {} TEMPLATE template0").format(
+                sql.Identifier(name), encoding
+            )
+        )
         try:
             with pytest.raises(ConfigurationError, match=f"its encoding is {encoding}.*UTF8"):
                 migrate.upgrade(blank18.server.dsn(name))
