@@ -91,16 +91,20 @@ def run(application: Config, database: Database, driver: str, verb: Any, *args: 
 
         async def go_async() -> None:
             engine = create_async_engine(url)
-            async with engine.connect() as connection:
-                await connection.run_sync(go)
-            await engine.dispose()
+            try:
+                async with engine.connect() as connection:
+                    await connection.run_sync(go)
+            finally:
+                await engine.dispose()
 
         asyncio.run(go_async())
         return
     engine = sa.create_engine(url)
-    with engine.connect() as connection:
-        go(connection)
-    engine.dispose()
+    try:
+        with engine.connect() as connection:
+            go(connection)
+    finally:
+        engine.dispose()
 
 
 def assert_whole(database: Database) -> None:

@@ -130,6 +130,7 @@ def test_nothing_to_settle_is_fine(hand: Hand) -> None:
 
 @pytest.mark.proves("P3")
 def test_effect_and_settlement_commit_together(conn: psycopg.Connection[Any], hand: Hand) -> None:
+    conn.execute("DROP TABLE IF EXISTS effects")
     conn.execute("CREATE TABLE effects (job_id bigint)")
     job = taken_one(hand)
     with conn.transaction():
@@ -144,6 +145,7 @@ def test_effect_and_settlement_commit_together(conn: psycopg.Connection[Any], ha
 
 @pytest.mark.proves("P3", "P4", "F3")
 def test_a_lost_claim_raises_and_takes_the_effect_with_it(conn: psycopg.Connection[Any], hand: Hand) -> None:
+    conn.execute("DROP TABLE IF EXISTS effects")
     conn.execute("CREATE TABLE effects (job_id bigint)")
     old, new = stale(hand)
     with pytest.raises(psycopg.Error) as caught, conn.transaction():
