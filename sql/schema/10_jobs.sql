@@ -41,7 +41,7 @@ CREATE TABLE pgqueue.jobs (
   CONSTRAINT jobs_names_check CHECK (length(queue) BETWEEN 1 AND 63 AND length(task) BETWEEN 1 AND 200),
   CONSTRAINT jobs_args_check CHECK (pg_column_size(args) <= 8388608)
 ) WITH (
-  fillfactor = 50,
+  fillfactor = 45,
   autovacuum_vacuum_scale_factor = 0.02,
   autovacuum_vacuum_threshold = 5000,
   autovacuum_vacuum_insert_scale_factor = 0.2,

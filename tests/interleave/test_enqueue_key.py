@@ -95,12 +95,17 @@ def two(database: Database) -> tuple[psycopg.Connection[Any], psycopg.Connection
 def test_a_duplicate_after_waiting_gets_the_first_jobs_id(database: Database) -> None:
     first, second = two(database)
     with first, second:
-        row = first.execute("SELECT job_id, created FROM pgqueue.enqueue_job('t', idempotency_key => 'k')").fetchone()
-        assert row is not None and row[1]
+        row = first.execute(
+            "SELECT job_id, created FROM pgqueue.enqueue_job('t', idempotency_key => 'k')"
+        ).fetchone()
+        assert row is not None
+        assert row[1]
         answer: list[Any] = []
         thread = threading.Thread(
             target=lambda: answer.append(
-                second.execute("SELECT job_id, created FROM pgqueue.enqueue_job('t', idempotency_key => 'k')").fetchone()
+                second.execute(
+                    "SELECT job_id, created FROM pgqueue.enqueue_job('t', idempotency_key => 'k')"
+                ).fetchone()
             )
         )
         thread.start()

@@ -40,7 +40,9 @@ def pay(app: App) -> Any:
 
 
 def jobs(database: Database) -> list[int]:
-    rows = database.connect().execute("SELECT (args->>'ride_id')::int FROM pgqueue.jobs ORDER BY 1").fetchall()
+    rows = (
+        database.connect().execute("SELECT (args->>'ride_id')::int FROM pgqueue.jobs ORDER BY 1").fetchall()
+    )
     return [row[0] for row in rows]
 
 
@@ -74,7 +76,11 @@ def test_psycopg_connection_and_cursor(database: Database, pay: Any) -> None:
 @pytest.mark.parametrize("driver", ["psycopg", "psycopg2"])
 @pytest.mark.parametrize("kind", ["connection", "session", "subclass", "scoped"])
 def test_sqlalchemy(database: Database, pay: Any, driver: str, kind: str) -> None:
-    url = database.sqlalchemy_url.set(drivername=f"postgresql+{driver}") if hasattr(database.sqlalchemy_url, "set") else database.sqlalchemy_url.replace("+psycopg", f"+{driver}")
+    url = (
+        database.sqlalchemy_url.set(drivername=f"postgresql+{driver}")
+        if hasattr(database.sqlalchemy_url, "set")
+        else database.sqlalchemy_url.replace("+psycopg", f"+{driver}")
+    )
     engine = create_engine(url)
     makers: dict[str, Callable[[], Any]] = {
         "connection": engine.connect,
@@ -200,13 +206,23 @@ def test_a_generator_is_sent_in_chunks_all_or_none(database: Database, pay: Any)
 def test_options_are_stored(database: Database, pay: Any) -> None:
     with psycopg.connect(database.dsn) as conn:
         pay.using(
-            delay="5m", priority=2, queue="mail", tags=["a", 'b"\\c'], headers={"k": "v"}, timeout="3s",
-            retry=Retry(max_retries=1, initial_delay="1s"), concurrency_key="city:1",
+            delay="5m",
+            priority=2,
+            queue="mail",
+            tags=["a", 'b"\\c'],
+            headers={"k": "v"},
+            timeout="3s",
+            retry=Retry(max_retries=1, initial_delay="1s"),
+            concurrency_key="city:1",
         ).enqueue(conn, ride_id=1)
-    row = database.connect().execute(
-        "SELECT state, queue, priority, tags, headers, timeout_s, max_attempts, concurrency_key,"
-        " run_at - created_at = interval '5 minutes' FROM pgqueue.jobs"
-    ).fetchone()
+    row = (
+        database.connect()
+        .execute(
+            "SELECT state, queue, priority, tags, headers, timeout_s, max_attempts, concurrency_key,"
+            " run_at - created_at = interval '5 minutes' FROM pgqueue.jobs"
+        )
+        .fetchone()
+    )
     assert row == ("scheduled", "mail", 2, ["a", 'b"\\c'], {"k": "v"}, 3.0, 2, "city:1", True)
 
 

@@ -15,12 +15,14 @@ README = (Path(__file__).resolve().parents[2] / "README.md").read_text()
 
 
 def block(language: str, containing: str) -> str:
-    found = [b for b in re.findall(rf"```{language}\n(.*?)```", README, re.S) if containing in b]
+    found = [b for b in re.findall(rf"```{language}\n(.*?)```", README, re.DOTALL) if containing in b]
     assert len(found) == 1
     return str(found[0])
 
 
-def test_the_fifteen_lines_enqueue_run_and_settle_once(database: Database, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_the_fifteen_lines_enqueue_run_and_settle_once(
+    database: Database, monkeypatch: pytest.MonkeyPatch
+) -> None:
     monkeypatch.setenv("PGQUEUE_DATABASE_URL", database.dsn)
     conn = database.connect()
     conn.execute("CREATE TABLE captures (ride_id int, amount_cents int)")
@@ -32,7 +34,9 @@ def test_the_fifteen_lines_enqueue_run_and_settle_once(database: Database, monke
     shown["complete_ride"](database.dsn, 7)
     assert shown["app"].worker("critical", concurrency=2, drain=True).run() == 0
     assert conn.execute("SELECT * FROM captures").fetchall() == [(7, 1250)]
-    assert conn.execute("SELECT state, result FROM pgqueue.job_history").fetchall() == [("succeeded", {"captured": 1250})]
+    assert conn.execute("SELECT state, result FROM pgqueue.job_history").fetchall() == [
+        ("succeeded", {"captured": 1250})
+    ]
     shown["app"].close()
     assert "readme" not in sys.modules
 

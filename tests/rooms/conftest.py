@@ -36,7 +36,10 @@ class Site:
         thread = threading.Thread(target=lambda: codes.append(worker.run()))
         thread.start()
         self._running.append((worker, thread, codes))
-        wait_for(lambda: self.one("SELECT count(*) FROM pgqueue.workers WHERE status = 'live'") >= 1, what="a live worker")
+        wait_for(
+            lambda: self.one("SELECT count(*) FROM pgqueue.workers WHERE status = 'live'") >= 1,
+            what="a live worker",
+        )
         return worker
 
     def stop(self) -> list[int]:
@@ -62,7 +65,10 @@ class Site:
         """Where a job is: exactly one of the three tables knows it."""
         places = self.rows(
             "SELECT state FROM pgqueue.jobs WHERE id = %s UNION ALL SELECT state FROM pgqueue.job_history WHERE job_id = %s"
-            " UNION ALL SELECT 'dead' FROM pgqueue.dead_letter_jobs WHERE job_id = %s", job_id, job_id, job_id,
+            " UNION ALL SELECT 'dead' FROM pgqueue.dead_letter_jobs WHERE job_id = %s",
+            job_id,
+            job_id,
+            job_id,
         )
         assert len(places) == 1, places
         return str(places[0][0])

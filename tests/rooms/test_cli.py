@@ -6,7 +6,6 @@ import csv
 import io
 import json
 from collections.abc import Callable
-from typing import Any
 
 import pytest
 from rig.database import Database
@@ -44,14 +43,26 @@ def dead(database: Database) -> list[int]:
     def mail() -> None:
         raise Reject("no such address")
 
-    ids = [job.id for job in pay.enqueue_many(None, [{"ride_id": 1}, {"ride_id": 2}])] + [mail.enqueue(None).id]
+    ids = [job.id for job in pay.enqueue_many(None, [{"ride_id": 1}, {"ride_id": 2}])] + [
+        mail.enqueue(None).id
+    ]
     assert app.worker("critical,mail", concurrency=2, drain=True).run() == 0
     app.close()
     return ids
 
 
 def test_enqueue_list_get_and_timeline(cli: Cli, database: Database) -> None:
-    code, out, _ = cli("enqueue", "pay", '{"ride_id": 7, "pin": "hunter2"}', "--queue", "critical", "--idempotency-key", "k", "-o", "json")
+    code, out, _ = cli(
+        "enqueue",
+        "pay",
+        '{"ride_id": 7, "pin": "hunter2"}',
+        "--queue",
+        "critical",
+        "--idempotency-key",
+        "k",
+        "-o",
+        "json",
+    )
     assert code == 0
     job = json.loads(out)
     assert job["created"] is True
@@ -88,7 +99,12 @@ def test_cancel_run_now_and_retry(cli: Cli, database: Database, dead: list[int])
     assert json.loads(out)["verdict"] == "redriven"
     assert cli("jobs", "retry", str(waiting))[0] == 4
     assert cli("jobs", "retry", "999999")[0] == 3
-    assert database.one("SELECT note FROM pgqueue.job_transitions WHERE job_id = %s AND to_state = 'cancelled'", [waiting]) == "no need"
+    assert (
+        database.one(
+            "SELECT note FROM pgqueue.job_transitions WHERE job_id = %s AND to_state = 'cancelled'", [waiting]
+        )
+        == "no need"
+    )
 
 
 def test_bulk_asks_previews_and_refuses(cli: Cli, database: Database) -> None:
@@ -119,7 +135,17 @@ def test_dead_letters(cli: Cli, database: Database, dead: list[int]) -> None:
     code, out, _ = cli("dlq", "export", "--queue", "critical")
     assert [json.loads(line)["job_id"] for line in out.splitlines()] == dead[:2]
     assert cli("dlq", "get", "999999")[0] == 3
-    code, out, _ = cli("dlq", "redrive", "--fingerprint", groups[0]["error_fingerprint"], "--yes", "--reason", "bank is back", "-o", "json")
+    code, out, _ = cli(
+        "dlq",
+        "redrive",
+        "--fingerprint",
+        groups[0]["error_fingerprint"],
+        "--yes",
+        "--reason",
+        "bank is back",
+        "-o",
+        "json",
+    )
     assert code == 0
     first = {row["job_id"]: row["redriven_as"] for row in json.loads(out)}
     code, out, _ = cli("dlq", "redrive", *map(str, dead[:2]), "-o", "json")
@@ -128,7 +154,11 @@ def test_dead_letters(cli: Cli, database: Database, dead: list[int]) -> None:
     assert cli("dlq", "discard", str(dead[2]), "--reason", "test data")[0] == 0
     assert cli("dlq", "discard", str(dead[2]))[0] == 3
     assert database.one("SELECT state FROM pgqueue.job_history WHERE job_id = %s", [dead[2]]) == "cancelled"
-    actions = database.connect().execute("SELECT DISTINCT action FROM pgqueue.operator_audit WHERE via = 'cli' ORDER BY 1").fetchall()
+    actions = (
+        database.connect()
+        .execute("SELECT DISTINCT action FROM pgqueue.operator_audit WHERE via = 'cli' ORDER BY 1")
+        .fetchall()
+    )
     assert actions == [("discard",), ("redrive",)]
 
 
@@ -141,11 +171,11 @@ def test_queues_workers_stats_health_and_doctor(cli: Cli, dead: list[int]) -> No
     assert json.loads(out)["pause_reason"] == "deploy"
     assert cli("queues", "resume", "critical")[0] == 0
     assert cli("queues", "resume", "nope")[0] == 3
-    code, out, _ = cli("workers", "list", "--ended", "-o", "json")
+    _, out, _ = cli("workers", "list", "--ended", "-o", "json")
     assert [row["status"] for row in json.loads(out)] == ["stopped"]
     assert cli("stats")[0] == 0
     assert cli("health")[0] == 0
-    code, out, _ = cli("doctor", "-o", "json")
+    _, out, _ = cli("doctor", "-o", "json")
     findings = {f["check"]: f["verdict"] for f in json.loads(out)}
     assert findings["schema"] == "PASS"
     assert findings["drift"] == "PASS", out
@@ -198,7 +228,9 @@ def test_bad_input_gets_one_clear_line(cli: Cli, arguments: list[str], code: int
     assert "hunter2" not in err
 
 
-def test_a_database_without_the_schema_is_refused_with_the_next_command(empty_database: Database, cli: Cli) -> None:
+def test_a_database_without_the_schema_is_refused_with_the_next_command(
+    empty_database: Database, cli: Cli
+) -> None:
     code, _, err = cli("--dsn", empty_database.dsn, "health")
     assert code == 6
     assert "pgqueue db upgrade" in err

@@ -116,8 +116,13 @@ def swallow(ctx: JobContext) -> None:
 
 
 @pytest.mark.proves("F47")
-@pytest.mark.parametrize("misuse", [commit, rollback, close, raw_commit, raw_commit_and_more, raw_rollback_chain, session_commit, swallow])
-def test_a_handler_that_ends_its_transaction_fails_and_says_so(site: Any, misuse: Callable[[JobContext], None]) -> None:
+@pytest.mark.parametrize(
+    "misuse",
+    [commit, rollback, close, raw_commit, raw_commit_and_more, raw_rollback_chain, session_commit, swallow],
+)
+def test_a_handler_that_ends_its_transaction_fails_and_says_so(
+    site: Any, misuse: Callable[[JobContext], None]
+) -> None:
     @site.app.task(name="t", retry=ONCE)
     def t(ctx: JobContext) -> None:
         if misuse not in {raw_commit, raw_commit_and_more}:
@@ -126,9 +131,11 @@ def test_a_handler_that_ends_its_transaction_fails_and_says_so(site: Any, misuse
 
     t.enqueue(None)
     site.drain()
-    assert site.rows("SELECT reason, error_type FROM pgqueue.dead_letter_jobs") == [("max_retries", "pgqueue.errors.TransactionMisuse")] or site.rows(
-        "SELECT reason, error_type FROM pgqueue.dead_letter_jobs"
-    ) == [("max_retries", "TransactionMisuse")]
+    assert site.rows("SELECT reason, error_type FROM pgqueue.dead_letter_jobs") == [
+        ("max_retries", "pgqueue.errors.TransactionMisuse")
+    ] or site.rows("SELECT reason, error_type FROM pgqueue.dead_letter_jobs") == [
+        ("max_retries", "TransactionMisuse")
+    ]
     assert effects(site) == []
 
 
@@ -195,7 +202,11 @@ def test_a_batch_is_one_transaction_and_its_poison_is_found_by_halving(site: Any
     assert set(dead) == {jobs[13].id, jobs[20].id}
     assert site.one("SELECT count(*) FROM pgqueue.job_history") == 98
     # The job that failed by itself wrote its effect in the shared transaction: what it did there is the handler's choice.
-    assert site.one("SELECT count(DISTINCT job_id) FROM effects") == site.one("SELECT count(*) FROM effects") == 99
+    assert (
+        site.one("SELECT count(DISTINCT job_id) FROM effects")
+        == site.one("SELECT count(*) FROM effects")
+        == 99
+    )
     assert max(calls) > 10
 
 

@@ -26,8 +26,13 @@ def test_a_result_is_stored(site: Any) -> None:
 
     jobs = [t.enqueue(None, a=4), ta.enqueue(None, a=5)]
     site.drain()
-    rows = site.rows("SELECT state, result, attempts, wait_s >= 0, run_s >= 0, claim_id IS NOT NULL FROM pgqueue.job_history ORDER BY job_id")
-    assert rows == [("succeeded", {"double": 8}, 1, True, True, True), ("succeeded", [5, 1], 1, True, True, True)]
+    rows = site.rows(
+        "SELECT state, result, attempts, wait_s >= 0, run_s >= 0, claim_id IS NOT NULL FROM pgqueue.job_history ORDER BY job_id"
+    )
+    assert rows == [
+        ("succeeded", {"double": 8}, 1, True, True, True),
+        ("succeeded", [5, 1], 1, True, True, True),
+    ]
     assert site.app.jobs.wait(jobs[0].id) == '{"double": 8}'
     assert site.one("SELECT count(*) FROM pgqueue.claims") == 0
     assert site.one("SELECT count(*) FROM pgqueue.job_transitions") == 0  # the plain path needs no rows
@@ -59,9 +64,17 @@ def test_retry_with_backoff_then_success(site: Any) -> None:
     site.drain()
     assert site.state(job.id) == "succeeded"
     errors = site.one("SELECT errors FROM pgqueue.job_history")
-    assert [(e["attempt"], e["type"], e["message"]) for e in errors] == [(1, "ValueError", "attempt 1"), (2, "ValueError", "attempt 2")]
-    moves = site.rows("SELECT from_state, to_state, reason, attempt, run_s IS NOT NULL, next_run_at > at FROM pgqueue.job_transitions ORDER BY id")
-    assert moves == [("running", "scheduled", "retry", 1, True, True), ("running", "scheduled", "retry", 2, True, True)]
+    assert [(e["attempt"], e["type"], e["message"]) for e in errors] == [
+        (1, "ValueError", "attempt 1"),
+        (2, "ValueError", "attempt 2"),
+    ]
+    moves = site.rows(
+        "SELECT from_state, to_state, reason, attempt, run_s IS NOT NULL, next_run_at > at FROM pgqueue.job_transitions ORDER BY id"
+    )
+    assert moves == [
+        ("running", "scheduled", "retry", 1, True, True),
+        ("running", "scheduled", "retry", 2, True, True),
+    ]
 
 
 @pytest.mark.proves("P6", "P22", "I6")
@@ -82,7 +95,12 @@ def test_a_dead_letter_says_everything(site: Any) -> None:
     assert "hunter2" not in rows[0][3]
     assert rows[0][4] == rows[1][4]  # the same fault at another id
     assert rows[0][5:] == (True, 3, 3, True, True, 3)
-    assert site.one("SELECT count(*) FROM pgqueue.job_transitions WHERE to_state = 'dead' AND actor LIKE 'worker:%%'") == 2
+    assert (
+        site.one(
+            "SELECT count(*) FROM pgqueue.job_transitions WHERE to_state = 'dead' AND actor LIKE 'worker:%%'"
+        )
+        == 2
+    )
 
 
 def test_handlers_choose_their_fate(site: Any) -> None:
@@ -100,7 +118,9 @@ def test_handlers_choose_their_fate(site: Any) -> None:
 
     jobs = {how: t.enqueue(None, how=how).id for how in ("reject", "snooze", "after")}
     site.drain(concurrency=1)
-    assert site.rows("SELECT job_id, reason, error_message, attempts FROM pgqueue.dead_letter_jobs") == [(jobs["reject"], "rejected", "card declined", 1)]
+    assert site.rows("SELECT job_id, reason, error_message, attempts FROM pgqueue.dead_letter_jobs") == [
+        (jobs["reject"], "rejected", "card declined", 1)
+    ]
     results = dict(site.rows("SELECT job_id, result FROM pgqueue.job_history"))
     assert results == {jobs["snooze"]: "snooze 1", jobs["after"]: "after 2"}  # a snooze costs no attempt
 
@@ -115,7 +135,10 @@ def test_bad_arguments_harm_only_their_job(site: Any) -> None:
     bad = site.one("SELECT pgqueue.enqueue('t', '{\"nope\": 1}')")
     deep = "[" * 100 + "]" * 100
     deep_id = site.one("SELECT pgqueue.enqueue('t', '{\"ride_id\": 1}')")
-    site.conn.execute("UPDATE pgqueue.jobs SET args = jsonb_build_object('ride_id', %s::jsonb) WHERE id = %s", (deep, deep_id))
+    site.conn.execute(
+        "UPDATE pgqueue.jobs SET args = jsonb_build_object('ride_id', %s::jsonb) WHERE id = %s",
+        (deep, deep_id),
+    )
     array = site.one("SELECT pgqueue.enqueue('t', '{\"ride_id\": 1}')")
     site.conn.execute("UPDATE pgqueue.jobs SET args = '[1]' WHERE id = %s", (array,))
     site.drain()
@@ -127,11 +150,21 @@ def test_bad_arguments_harm_only_their_job(site: Any) -> None:
 @pytest.mark.proves("I24", "F55", "S5")
 def test_an_unknown_task_is_held_and_freed_by_a_worker_that_knows_it(make_site: Any) -> None:
     site = make_site()
-    site.conn.execute("SELECT pgqueue.enqueue('os.system', '{\"command\": \"true\"}') FROM generate_series(1, 700)")
+    site.conn.execute(
+        "SELECT pgqueue.enqueue('os.system', '{\"command\": \"true\"}') FROM generate_series(1, 700)"
+    )
     worker = site.start("default")
     from rig.wait import wait_for
 
-    wait_for(lambda: site.one("SELECT count(*) FROM pgqueue.jobs WHERE state = 'held' AND hold_reason = 'unknown_task' AND attempt = 0") == 700, what="held")
+    wait_for(
+        lambda: (
+            site.one(
+                "SELECT count(*) FROM pgqueue.jobs WHERE state = 'held' AND hold_reason = 'unknown_task' AND attempt = 0"
+            )
+            == 700
+        ),
+        what="held",
+    )
     worker.stop()
     site.stop()
     knowing = make_site()
@@ -141,7 +174,11 @@ def test_an_unknown_task_is_held_and_freed_by_a_worker_that_knows_it(make_site: 
         """Never what its name says."""
 
     knowing.start("default")
-    wait_for(lambda: site.one("SELECT count(*) FROM pgqueue.job_history WHERE attempts = 1") == 700, 30, what="freed and done")
+    wait_for(
+        lambda: site.one("SELECT count(*) FROM pgqueue.job_history WHERE attempts = 1") == 700,
+        30,
+        what="freed and done",
+    )
 
 
 def test_an_expired_job_is_not_started(site: Any) -> None:
@@ -158,7 +195,15 @@ def test_an_expired_job_is_not_started(site: Any) -> None:
 
 
 @pytest.mark.proves("I7")
-@pytest.mark.parametrize("error", [SystemExit(3), KeyboardInterrupt(), BaseExceptionGroup("many", [ValueError("a"), SystemExit()]), GeneratorExit()])
+@pytest.mark.parametrize(
+    "error",
+    [
+        SystemExit(3),
+        KeyboardInterrupt(),
+        BaseExceptionGroup("many", [ValueError("a"), SystemExit()]),
+        GeneratorExit(),
+    ],
+)
 def test_no_exception_leaves_the_executor(site: Any, error: BaseException) -> None:
     @site.app.task(name="t", retry=Retry(max_retries=0))
     def t() -> None:
@@ -173,7 +218,9 @@ def test_no_exception_leaves_the_executor(site: Any, error: BaseException) -> No
     assert [site.state(j.id) for j in jobs] == ["dead", "succeeded"]
 
 
-def test_policies_from_files_win_without_a_deploy(make_site: Any, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_policies_from_files_win_without_a_deploy(
+    make_site: Any, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     (tmp_path / "pgqueue.toml").write_text(
         '[retry.tasks.pay]\nmax_retries = 1\ninitial_delay = "10ms"\n[retry.queues.mail]\nmax_retries = 0\n[retry.default]\nmax_retries = 2\ninitial_delay = "10ms"\n'
     )
@@ -185,7 +232,12 @@ def test_policies_from_files_win_without_a_deploy(make_site: Any, tmp_path: Path
         runs[name] = runs.get(name, 0) + 1
         raise ValueError(name)
 
-    for name, options in {"pay": {"retry": Retry(max_retries=9)}, "mail": {"queue": "mail"}, "other": {}, "code": {"queue": "mail", "retry": Retry(max_retries=1, initial_delay="10ms")}}.items():
+    for name, options in {
+        "pay": {"retry": Retry(max_retries=9)},
+        "mail": {"queue": "mail"},
+        "other": {},
+        "code": {"queue": "mail", "retry": Retry(max_retries=1, initial_delay="10ms")},
+    }.items():
         site.app.task(name=name, **options)(lambda name=name: fail(name)).enqueue(None)
     site.drain()
     assert runs == {"pay": 2, "mail": 1, "other": 3, "code": 2}

@@ -1,0 +1,240 @@
+"""The plans of the hot statements over 100,000 rows, and the work they do: the part of speed that no machine changes.
+
+Under `plan_cache_mode = force_generic_plan`, as prepared statements are planned in the long run.
+"""
+
+from __future__ import annotations
+
+import json
+import uuid
+from collections.abc import Iterator
+from typing import Any
+
+import psycopg
+import pytest
+from rig.database import Database
+
+from pgqueue.storage.statements import STATEMENTS
+
+ROWS = 100_000
+
+
+@pytest.fixture
+def conn(database: Database) -> Iterator[psycopg.Connection[Any]]:
+    conn = database.connect()
+    conn.execute(
+        "SELECT count(*) FROM pgqueue.enqueue_jobs('t', (SELECT array_agg(jsonb_build_object('n', i)) FROM generate_series(1, %s) i))",
+        (ROWS,),
+    )
+    conn.execute(
+        "SELECT count(*) FROM pgqueue.enqueue_jobs('t', (SELECT array_agg(jsonb_build_object('n', i)) FROM generate_series(1, 20000) i), delay => '1 hour')"
+    )
+    conn.execute("VACUUM ANALYZE pgqueue.jobs")
+    conn.execute("SET plan_cache_mode = force_generic_plan")
+    yield conn
+
+
+def claim_parameters(want: int = 100, floor: int = -1) -> dict[str, Any]:
+    return {
+        "pools": [1] * 20,
+        "queues": ["critical"] * 10 + ["default"] * 10,
+        "priorities": list(range(10)) * 2,
+        "floors": [floor] * 20,
+        "wants": [want],
+        "spent": [],
+        "claim_id": uuid.uuid4(),
+        "worker_id": uuid.uuid4(),
+    }
+
+
+def explain(conn: psycopg.Connection[Any], name: str, parameters: dict[str, Any]) -> dict[str, Any]:
+    row = conn.execute(
+        b"EXPLAIN (ANALYZE, BUFFERS, WAL, FORMAT JSON) " + STATEMENTS[name], parameters, prepare=True
+    ).fetchone()
+    assert row is not None
+    plan = row[0] if not isinstance(row[0], str) else json.loads(row[0])
+    result: dict[str, Any] = plan[0]["Plan"]
+    return result
+
+
+def nodes(plan: dict[str, Any]) -> Iterator[dict[str, Any]]:
+    yield plan
+    for child in plan.get("Plans", []):
+        yield from nodes(child)
+
+
+def scans(plan: dict[str, Any]) -> set[str]:
+    """How each table of ours is read."""
+    return {
+        f"{n['Node Type']} {n.get('Index Name', n['Relation Name'])}"
+        for n in nodes(plan)
+        if "Scan" in n["Node Type"] and "Relation Name" in n
+    }
+
+
+def work(plan: dict[str, Any]) -> int:
+    return int(plan["Shared Hit Blocks"]) + int(plan["Shared Read Blocks"])
+
+
+@pytest.mark.proves("F45", "P11")
+def test_a_claim_reads_the_lane_index_in_order(conn: psycopg.Connection[Any]) -> None:
+    plan = explain(conn, "claim_batch", claim_parameters())
+    on_jobs = {scan for scan in scans(plan) if "jobs" in scan}
+    assert on_jobs == {"Index Scan jobs_lane_idx", "Index Scan jobs_pkey"}
+    # Beside the few lanes themselves nothing is sorted or hashed.
+    lanes = next(n for n in nodes(plan) if n.get("Subplan Name") == "CTE lanes")
+    few = [id(n) for n in nodes(lanes)]
+    assert not [
+        n
+        for n in nodes(plan)
+        if n["Node Type"] in {"Sort", "Hash Join", "Merge Join", "Incremental Sort"} and id(n) not in few
+    ]
+    claimed = conn.execute(
+        "SELECT min(ready_seq), max(ready_seq), count(*) FROM pgqueue.jobs WHERE state = 'running'"
+    ).fetchone()
+    assert claimed == (1, 100, 100)
+    assert work(plan) < 100 * 25
+
+
+def test_a_claim_is_a_heap_only_update(conn: psycopg.Connection[Any]) -> None:
+    conn.execute("SELECT pg_stat_reset_single_table_counters('pgqueue.jobs'::regclass)")
+    for _ in range(5):
+        conn.execute(STATEMENTS["claim_batch"], claim_parameters(500)).fetchall()
+    conn.execute("SELECT pg_stat_force_next_flush()")
+    conn.execute("SELECT 1")
+    row = conn.execute(
+        "SELECT n_tup_upd, n_tup_hot_upd FROM pg_stat_user_tables WHERE relname = 'jobs'"
+    ).fetchone()
+    assert row is not None
+    assert row[0] == 2500
+    assert row[1] > 0.75 * row[0]
+
+
+def claimed_rows(conn: psycopg.Connection[Any], count: int) -> tuple[list[int], uuid.UUID]:
+    parameters = claim_parameters(count)
+    return [row[0] for row in conn.execute(STATEMENTS["claim_batch"], parameters).fetchall()], parameters[
+        "claim_id"
+    ]
+
+
+def literal(values: list[Any]) -> str:
+    return "{" + ",".join(map(str, values)) + "}"
+
+
+@pytest.mark.proves("F45")
+def test_settlements_find_rows_by_primary_key_only(conn: psycopg.Connection[Any]) -> None:
+    ids, claim = claimed_rows(conn, 200)
+    many = {
+        "ids": literal(ids[:100]),
+        "claims": literal([claim] * 100),
+        "buffered": literal([0] * 100),
+        "runs": literal([0] * 100),
+        "results": "[]",
+    }
+    assert scans(explain(conn, "settle_succeeded", many)) == {"Index Scan jobs_pkey"}
+    conn.execute("BEGIN")
+    conn.execute("SELECT set_config('pgqueue.claim', %s, true)", (str(claim),))
+    one = {"id": ids[100], "claim_id": claim, "mark": str(claim), "buffered": 0.0, "run": 0.0, "result": None}
+    assert scans(explain(conn, "settle_in_transaction", one)) == {"Index Scan jobs_pkey"}
+    conn.execute("COMMIT")
+    batch = json.dumps(
+        [
+            {
+                "id": i,
+                "claim_id": str(claim),
+                "kind": kind,
+                "reason": "retry",
+                "delay_s": 1,
+                "buffered_s": 0,
+                "run_s": 0,
+            }
+            for i, kind in zip(ids[101:], ["retry", "dead", "snoozed", "cancelled"] * 24, strict=False)
+        ]
+    )
+    assert {s for s in scans(explain(conn, "settle_otherwise", {"batch": batch})) if "jobs" in s} == {
+        "Index Scan jobs_pkey"
+    }
+
+
+def test_promotion_and_its_timer_use_the_index_of_due_times(conn: psycopg.Connection[Any]) -> None:
+    conn.execute(
+        "UPDATE pgqueue.jobs SET run_at = clock_timestamp() - interval '1 s' WHERE state = 'scheduled' AND id % 100 = 0"
+    )
+    plan = explain(conn, "promote_due", {"batch": 1000})
+    assert {s for s in scans(plan) if "jobs" in s} == {
+        "Index Scan jobs_scheduled_idx",
+        "Index Scan jobs_pkey",
+    }
+    assert {s.replace("Only ", "") for s in scans(explain(conn, "next_due", {}))} == {
+        "Index Scan jobs_scheduled_idx"
+    }
+
+
+def test_a_rescue_goes_through_the_claims_row(conn: psycopg.Connection[Any]) -> None:
+    _, claim = claimed_rows(conn, 300)
+    plan = explain(conn, "rescue_claim", {"claim_id": claim, "actor": "test"})
+    assert {s for s in scans(plan) if "jobs" in s} == {"Index Scan jobs_pkey"}
+    assert conn.execute("SELECT count(*) FROM pgqueue.jobs WHERE hold_reason = 'suspect'").fetchone() == (
+        300,
+    )
+    assert conn.execute("SELECT count(*) FROM pgqueue.claims").fetchone() == (0,)
+
+
+@pytest.mark.proves("F30")
+def test_a_floor_spares_the_dead_entries_that_an_old_snapshot_keeps(
+    database: Database, conn: psycopg.Connection[Any]
+) -> None:
+    with psycopg.connect(database.dsn) as old:
+        old.execute("BEGIN ISOLATION LEVEL REPEATABLE READ")
+        old.execute("SELECT 1 FROM pgqueue.queues LIMIT 1")
+        floor = 0
+        for _ in range(80):
+            parameters = claim_parameters(1000)
+            parameters["floors"] = [floor] * 20
+            rows = conn.execute(STATEMENTS["claim_batch"], parameters).fetchall()
+            floor = max(row[7] for row in rows)
+            conn.execute("DELETE FROM pgqueue.jobs WHERE claim_id = %s", (parameters["claim_id"],))
+        with_floor = work(explain(conn, "claim_batch", claim_parameters(100, floor)))
+        # The twin: the same claim from the start of the lane walks everything that was claimed before.
+        without = work(explain(conn, "claim_batch", claim_parameters(100)))
+    assert with_floor < 5_000
+    assert without > 10 * with_floor
+
+
+def test_wal_per_job_over_its_life_stays_small(conn: psycopg.Connection[Any]) -> None:
+    """Bulk enqueue, claim, settle with history; 100-byte arguments. The bound is docs/performance.md's."""
+    jobs = 20_000
+    conn.execute("TRUNCATE pgqueue.jobs, pgqueue.claims")
+    conn.execute("CHECKPOINT")
+
+    def position() -> int:
+        row = conn.execute("SELECT (pg_current_wal_insert_lsn() - '0/0')::bigint").fetchone()
+        assert row is not None
+        return int(row[0])
+
+    before = position()
+    conn.execute(
+        "SELECT count(*) FROM pgqueue.enqueue_jobs('t', (SELECT array_agg(jsonb_build_object('ride_id', i, 'note', repeat('x', 70))) FROM generate_series(1, %s) i))",
+        (jobs,),
+    )
+    floor = 0
+    while True:
+        parameters = claim_parameters(500)
+        parameters["floors"] = [floor] * 20
+        rows = conn.execute(STATEMENTS["claim_batch"], parameters).fetchall()
+        if not rows:
+            break
+        floor = max(row[7] for row in rows)
+        ids = [row[0] for row in rows]
+        conn.execute(
+            STATEMENTS["settle_succeeded"],
+            {
+                "ids": literal(ids),
+                "claims": literal([parameters["claim_id"]] * len(ids)),
+                "buffered": literal([0.001] * len(ids)),
+                "runs": literal([0.001] * len(ids)),
+                "results": "[]",
+            },
+        )
+    per_job = (position() - before) / jobs
+    assert per_job < 1_200, per_job
