@@ -13,7 +13,7 @@ from typing import Annotated, Any, Final, NoReturn
 
 import typer
 
-from pgqueue.cli import db, demo, dlq, doctor, jobs, queues, work
+from pgqueue.cli import bench, db, demo, dlq, doctor, jobs, queues, work
 from pgqueue.cli.session import DSN, NO_HEADERS, OUTPUT, UTC, VERBOSE, Common, Output
 from pgqueue.errors import PgQueueError
 
@@ -53,7 +53,7 @@ def _options(
     )
 
 
-for noun in (work, jobs, dlq, queues, doctor):
+for noun in (work, jobs, dlq, queues, doctor, bench):
     noun.register(app)
 app.command()(demo.demo)
 app.add_typer(db.app, name="db")

@@ -163,11 +163,11 @@ def test_dead_letters(cli: Cli, database: Database, dead: list[int]) -> None:
 
 
 def test_queues_workers_stats_health_and_doctor(cli: Cli, dead: list[int]) -> None:
-    code, out, _ = cli("queues", "list", "-o", "json")
+    _, out, _ = cli("queues", "list", "-o", "json")
     assert {row["queue"]: row["dead_waiting"] for row in json.loads(out)} == {"critical": 2, "mail": 1}
     assert cli("queues", "get", "nope")[0] == 3
     assert cli("queues", "pause", "critical", "--reason", "deploy", "--for", "30m")[0] == 0
-    code, out, _ = cli("queues", "get", "critical", "-o", "json")
+    _, out, _ = cli("queues", "get", "critical", "-o", "json")
     assert json.loads(out)["pause_reason"] == "deploy"
     assert cli("queues", "resume", "critical")[0] == 0
     assert cli("queues", "resume", "nope")[0] == 3

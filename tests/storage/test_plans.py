@@ -20,7 +20,7 @@ ROWS = 100_000
 
 
 @pytest.fixture
-def conn(database: Database) -> Iterator[psycopg.Connection[Any]]:
+def conn(database: Database) -> psycopg.Connection[Any]:
     conn = database.connect()
     conn.execute(
         "SELECT count(*) FROM pgqueue.enqueue_jobs('t', (SELECT array_agg(jsonb_build_object('n', i)) FROM generate_series(1, %s) i))",
@@ -31,7 +31,7 @@ def conn(database: Database) -> Iterator[psycopg.Connection[Any]]:
     )
     conn.execute("VACUUM ANALYZE pgqueue.jobs")
     conn.execute("SET plan_cache_mode = force_generic_plan")
-    yield conn
+    return conn
 
 
 def claim_parameters(want: int = 100, floor: int = -1) -> dict[str, Any]:
