@@ -53,6 +53,7 @@ def _words(value: Any) -> Any:
 
 
 def json_table(value: Any) -> Any:
+    """A table of settings given as JSON text, as environment variables hold it."""
     if not isinstance(value, str):
         return value
     try:

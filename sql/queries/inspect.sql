@@ -1,5 +1,5 @@
 -- What people ask about jobs, queues and workers. Every read is bounded: by keys, or by a window over the newest
--- 100,000 rows in which filters without an index look; callers say where a window ended.
+-- 100,000 rows in which filters without an index look;.
 
 -- name: list_live
 -- purpose:   live jobs, newest first
@@ -20,15 +20,6 @@ WHERE (%(states)s::text[] IS NULL OR j.state = ANY (%(states)s::text[]))
 ORDER BY j.id DESC
 LIMIT %(limit)s
 
--- name: live_window
--- purpose:   where the window of list_live ends, to go on from there
--- called by: control/jobs, when a page came back short
--- guard:     none
--- locks:     none
--- index:     the primary key
--- returns:   (id bigint), no row if the window held everything
-SELECT w.id FROM pgqueue.jobs w WHERE w.id < %(before)s ORDER BY w.id DESC OFFSET 99999 LIMIT 1
-
 -- name: list_ended
 -- purpose:   succeeded and cancelled jobs, newest first by their id
 -- called by: control/jobs
@@ -46,15 +37,6 @@ WHERE h.state = ANY (%(states)s::text[])
   AND (%(task_prefix)s::text IS NULL OR starts_with(h.task, %(task_prefix)s::text))
 ORDER BY h.job_id DESC
 LIMIT %(limit)s
-
--- name: ended_window
--- purpose:   where the window of list_ended ends
--- called by: control/jobs, when a page came back short
--- guard:     none
--- locks:     none
--- index:     job_history_job_id_idx of each partition
--- returns:   (job_id bigint), no row if the window held everything
-SELECT w.job_id FROM pgqueue.job_history w WHERE w.job_id < %(before)s ORDER BY w.job_id DESC OFFSET 99999 LIMIT 1
 
 -- name: find_job
 -- purpose:   one job, wherever it is, with all that is kept of it
@@ -128,18 +110,6 @@ WHERE (%(waiting)s::boolean IS NOT TRUE OR d.redriven_as IS NULL)
   AND (%(fingerprint)s::text IS NULL OR d.error_fingerprint = %(fingerprint)s::text)
 ORDER BY d.created_at DESC, d.job_id DESC
 LIMIT %(limit)s
-
--- name: dead_letters_window
--- purpose:   where the window of list_dead_letters ends
--- called by: control/dead_letters, when a page came back short
--- guard:     none
--- locks:     none
--- index:     dead_letter_jobs_created_at_idx
--- returns:   (created_at timestamptz, job_id bigint), no row if the window held everything
-SELECT w.created_at, w.job_id FROM pgqueue.dead_letter_jobs w
-WHERE (w.created_at, w.job_id) < (%(before_at)s::timestamptz, %(before)s::bigint)
-  AND w.created_at >= clock_timestamp() - make_interval(secs => %(age_max_s)s)
-ORDER BY w.created_at DESC, w.job_id DESC OFFSET 99999 LIMIT 1
 
 -- name: find_dead_letters
 -- purpose:   dead letters by id, with all that is kept of them
