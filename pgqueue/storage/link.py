@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import contextlib
 import random
+import select
 import threading
 from collections.abc import Callable
 from dataclasses import dataclass
@@ -116,6 +117,18 @@ class Link:
             return None
         self._calm()
         return value
+
+    def is_cut(self) -> bool:
+        """Whether the server has closed the open, idle connection; asks the socket, not the server."""
+        conn = self._conn
+        if conn is None or conn.closed:
+            return True
+        try:
+            if select.select([conn.pgconn.socket], [], [], 0)[0]:
+                conn.pgconn.consume_input()
+        except (psycopg.Error, OSError, ValueError):
+            return True
+        return conn.pgconn.status != psycopg.pq.ConnStatus.OK
 
     def close(self) -> None:
         """Close the connection, if one is open."""

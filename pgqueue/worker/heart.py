@@ -25,6 +25,7 @@ from pgqueue.storage.link import Link
 from pgqueue.storage.statements import statement
 from pgqueue.worker.state import WorkerState
 
+LOOK_S: Final = 0.5
 LATE_TIMES: Final = 2  # a beat this many times its interval late is reported
 
 
@@ -145,7 +146,12 @@ class Heart:
 
     def _work(self) -> None:
         interval = self._state.settings.heartbeat_s
-        while not self._stop.wait(interval):
+        due = time.monotonic() + interval
+        while not self._stop.wait(min(LOOK_S, max(0.0, due - time.monotonic()))):
+            # A free lock counts as a dead worker after two seconds: a cut connection must not wait for its beat.
+            if time.monotonic() < due and not self._link.is_cut():
+                continue
+            due = time.monotonic() + interval
             try:
                 self._round(interval)
             except Exception as error:  # noqa: BLE001 - a heart that dies of one bad beat kills the worker

@@ -1,5 +1,5 @@
 -- What people ask about jobs, queues and workers. Every read is bounded: by keys, or by a window over the newest
--- 100,000 rows in which filters without an index look;.
+-- 100,000 rows in which filters without an index look.
 
 -- name: list_live
 -- purpose:   live jobs, newest first

@@ -9,7 +9,7 @@ from typing import Any
 import psycopg
 import pytest
 from rig.database import Database
-from sqlalchemy import create_engine, text
+from sqlalchemy import URL, create_engine, text
 from sqlalchemy.engine import Connection as SAConnection
 from sqlalchemy.ext.asyncio import AsyncSession, create_async_engine
 from sqlalchemy.orm import DeclarativeBase, Mapped, Session, mapped_column, scoped_session, sessionmaker
@@ -97,15 +97,18 @@ def test_sqlalchemy(database: Database, pay: Any, driver: str, kind: str) -> Non
     assert jobs(database) == [1, 3, 50, 51]
 
 
-async def test_async_kinds(database: Database, pay: Any) -> None:
+@pytest.mark.parametrize("driver", ["psycopg", "asyncpg"])
+async def test_async_kinds(database: Database, pay: Any, driver: str) -> None:
     async with await psycopg.AsyncConnection.connect(database.dsn) as conn:
         await pay.enqueue_async(conn, ride_id=1)
         await pay.enqueue_many_async(conn.cursor(), [{"ride_id": 2}, {"ride_id": 3}])
     async with await psycopg.AsyncConnection.connect(database.dsn) as conn:
         await pay.enqueue_async(conn, ride_id=4)
         await conn.rollback()
-    url = str(database.sqlalchemy_url)
-    engine = create_async_engine(database.sqlalchemy_url)
+    place = {"host": str(database.server.socket_dir), "port": str(database.server.port)}
+    engine = create_async_engine(
+        URL.create(f"postgresql+{driver}", username="postgres", database=database.name, query=place)
+    )
     async with AsyncSession(engine) as session:
         await pay.enqueue_async(session, ride_id=5)
         async with session.begin_nested() as savepoint:
@@ -116,7 +119,6 @@ async def test_async_kinds(database: Database, pay: Any) -> None:
         await pay.enqueue_async(connection, ride_id=7)
         await connection.rollback()
     await engine.dispose()
-    assert url
     assert jobs(database) == [1, 2, 3, 5]
 
 

@@ -101,6 +101,44 @@ def test_each_room_reconnects(site: Any, room: str) -> None:
     assert site.one("SELECT count(*) FROM effects") == 60
 
 
+@pytest.mark.proves("F54")
+def test_a_living_worker_that_loses_its_lock_connection_takes_the_lock_again(site: Any) -> None:
+    release = threading.Event()
+
+    @site.app.task(name="t")
+    def t(ctx: JobContext) -> None:
+        ctx.conn.execute("INSERT INTO effects VALUES (%s, 't')", (ctx.job.id,))
+        release.wait(30)
+
+    site.start()
+    job = t.enqueue(None)
+    site.wait_state(job.id, "running")
+    assert (
+        site.one(
+            "SELECT count(pg_terminate_backend(pid)) FROM pg_stat_activity WHERE application_name LIKE 'pgqueue/heart%%' AND datname = current_database()"
+        )
+        == 1
+    )
+    cut_at = site.one("SELECT clock_timestamp()")
+    wait_for(
+        lambda: site.one(
+            "SELECT min(beat_at) > %s + interval '3 s' FROM pgqueue.workers WHERE status = 'live'", cut_at
+        ),
+        15,
+        what="a beat well after the cut",
+    )
+    assert site.one("SELECT count(*) FROM pgqueue.workers") == 1  # nobody declared it dead
+    assert (
+        site.one(
+            "SELECT count(*) FROM pg_locks WHERE locktype = 'advisory' AND database = (SELECT oid FROM pg_database WHERE datname = current_database())"
+        )
+        == 1
+    )
+    release.set()
+    site.wait_state(job.id, "succeeded")
+    assert site.one("SELECT attempts FROM pgqueue.job_history") == 1
+
+
 @pytest.mark.proves("P19")
 def test_cancel_while_running(make_site: Any) -> None:
     site = make_site(heartbeat_s=0.2, lease_s=8)
@@ -158,7 +196,13 @@ def test_after_pause_returns_nothing_starts(make_site: Any) -> None:
     wait_for(lambda: site.one("SELECT count(*) FROM pgqueue.job_history") > 10, what="work under way")
     site.app.queues.pause("default", reason="deploy")
     paused_at = site.one("SELECT clock_timestamp()")
-    site.conn.execute("SELECT pg_sleep(0.5)")
+    wait_for(
+        lambda: site.one(
+            "SELECT min(beat_at) > %s + interval '400 ms' FROM pgqueue.workers WHERE status = 'live'",
+            paused_at,
+        ),
+        what="time in which something could have started",
+    )
     later = site.one(
         "SELECT count(*) FROM pgqueue.job_history WHERE finished_at - run_s * interval '1 s' > %s + interval '5 ms'",
         paused_at,
@@ -239,7 +283,7 @@ def test_sigterm_finishes_what_runs_and_gives_the_rest_back(site: Any, tmp_path:
     enqueue_slow(site, 1.0, 6)
     with process(site, tmp_path, "-c", "2") as worker:
         wait_for(
-            (tmp_path / "started").exists() and len((tmp_path / "started").read_text()) == 2,
+            lambda: (tmp_path / "started").exists() and len((tmp_path / "started").read_text()) == 2,
             20,
             what="two at work",
         )
