@@ -7,7 +7,7 @@ import sys
 from collections.abc import Callable, Mapping, Sequence
 from functools import cached_property
 from types import MappingProxyType
-from typing import Any, Concatenate, ParamSpec, TypeVar, overload
+from typing import Any, Concatenate, ParamSpec, Protocol, TypeVar, overload
 
 from pgqueue.control.dead_letters import DeadLetters
 from pgqueue.control.desk import Desk
@@ -219,7 +219,7 @@ class App:
         return Retry()
 
 
-class _Decorator:
+class _Decorator(Protocol):
     """What `@app.task(…)` returns, as the type checker sees it."""
 
     @overload
@@ -228,9 +228,6 @@ class _Decorator:
     def __call__(self, function: Callable[Concatenate[AsyncJobContext, P], R], /) -> Task[P, R]: ...
     @overload
     def __call__(self, function: Callable[P, R], /) -> Task[P, R]: ...
-    def __call__(self, function: Callable[..., Any], /) -> Any:
-        """Register `function`."""
-        raise NotImplementedError  # pragma: no cover - typing only
 
 
 def load_app(reference: str) -> App:

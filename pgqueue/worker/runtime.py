@@ -16,8 +16,6 @@ from dataclasses import dataclass
 from types import FrameType
 from typing import Any, Final
 
-import psycopg
-
 from pgqueue.core.decide import Kind
 from pgqueue.core.events import Events, Warned, WorkerChanged
 from pgqueue.core.redact import Redactor
@@ -29,13 +27,10 @@ from pgqueue.storage.handlers import async_job_pool, job_pool
 from pgqueue.storage.link import Link
 from pgqueue.storage.migrate import require_head
 from pgqueue.storage.statements import statement
-from pgqueue.upkeep.duties import Done, Duty, Upkeep
-from pgqueue.upkeep.expiry import expiry_duty
-from pgqueue.upkeep.partitions import partitions_duty
-from pgqueue.upkeep.promote import promote_duty
-from pgqueue.upkeep.rescue import forget_duty, rescue_duty
+from pgqueue.upkeep.duties import Upkeep
 from pgqueue.worker.async_executor import AsyncExecutor
 from pgqueue.worker.claimer import Claimer, SuspectMode
+from pgqueue.worker.duties import worker_duties
 from pgqueue.worker.executor import SyncExecutor, interrupted, timed_out
 from pgqueue.worker.heart import Heart, HeartHooks
 from pgqueue.worker.listener import Listener
@@ -43,10 +38,9 @@ from pgqueue.worker.outcome import put_aside
 from pgqueue.worker.settler import Settler
 from pgqueue.worker.slots import Pool
 from pgqueue.worker.state import NEVER, Running, WorkerState
-from pgqueue.worker.suspects import LINGER_S, SuspectProcesses, suspects_duty
+from pgqueue.worker.suspects import LINGER_S, SuspectProcesses
 
 TICK_S: Final = 0.05
-FREE_BATCH: Final = 500
 CONNECTIONS_MAX: Final = 32  # handler connections per process, whatever the number of slots
 STUCK_MAX_TIMES: Final = (
     4  # a process with this many times its slots stuck leaves with exit code 1, to be restarted
@@ -199,36 +193,11 @@ class Worker:
                 most=settings.suspect_processes_max,
                 environment={"PGQUEUE_DATABASE_URL": settings.database_url},
             )
-        duties = [
-            promote_duty(settings.promote_interval_s, state.wake.set),
-            rescue_duty(settings.rescue_interval_s, state.events, lambda: state.actor, state.wake.set),
-            suspects_duty(settings.rescue_interval_s, state, state.queues, processes),
-            Duty("free_held", settings.upkeep_interval_s, self._free_held),
-            expiry_duty(settings.upkeep_interval_s),
-            forget_duty(settings.upkeep_interval_s * 6),
-            partitions_duty(
-                3600, ahead_days=settings.partitions_ahead_days, keep_days=settings.history_retention_days
-            ),
-        ]
-        return Upkeep(
+        duties = worker_duties(state, processes)
+        upkeep = Upkeep(
             dsn, duties, state.events, label=state.label, connect_timeout_s=settings.connect_timeout_s
-        ), processes
-
-    def _free_held(self, conn: psycopg.Connection[Any]) -> Done:
-        state = self.state
-        row = conn.execute(
-            statement("free_held"),
-            {
-                "queues": list(state.queues),
-                "tasks": list(state.registry.tasks),
-                "batch": FREE_BATCH,
-                "actor": state.actor,
-            },
-        ).fetchone()
-        freed = int(row[0]) if row is not None else 0
-        if freed:
-            state.wake.set()
-        return Done(freed, again_in_s=0 if freed >= FREE_BATCH else None)
+        )
+        return upkeep, processes
 
     def _watch(self, claimer: Claimer, dsn: str) -> int:
         """The main thread's loop: ends handlers whose time is up, and finds the moment to leave."""

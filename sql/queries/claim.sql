@@ -99,7 +99,7 @@ SELECT count(*) FROM (
 
 -- name: free_held
 -- purpose:   jobs held because no worker knew their task, now that one does
--- called by: worker/runtime.py at start and every upkeep round, until it returns less than the limit
+-- called by: worker/duties.py at start and every upkeep round, until it returns less than the limit
 -- guard:     state = 'held' AND hold_reason = 'unknown_task', re-checked under the row lock
 -- locks:     the freed rows, SKIP LOCKED
 -- index:     jobs_held_idx

@@ -1,0 +1,54 @@
+"""Which upkeep duties a worker process does, and how often. Wired here because two of them are about the worker itself."""
+
+from __future__ import annotations
+
+from functools import partial
+from typing import Any, Final
+
+import psycopg
+
+from pgqueue.storage.statements import statement
+from pgqueue.upkeep.duties import Done, Duty
+from pgqueue.upkeep.expiry import expiry_duty
+from pgqueue.upkeep.partitions import partitions_duty
+from pgqueue.upkeep.promote import promote_duty
+from pgqueue.upkeep.rescue import forget_duty, rescue_duty
+from pgqueue.worker.state import WorkerState
+from pgqueue.worker.suspects import SuspectProcesses, suspects_duty
+
+FREE_BATCH: Final = 500
+PARTITIONS_S: Final = 3600.0
+FORGET_TIMES: Final = 6  # rows of ended workers are looked at this many times less often than keys
+
+
+def worker_duties(state: WorkerState, processes: SuspectProcesses | None) -> list[Duty]:
+    """The duties of one worker process; `processes` run its suspects, None: it runs them itself while idle."""
+    settings = state.settings
+    return [
+        promote_duty(settings.promote_interval_s, state.wake.set),
+        rescue_duty(settings.rescue_interval_s, state.events, lambda: state.actor, state.wake.set),
+        suspects_duty(settings.rescue_interval_s, state, state.queues, processes),
+        Duty("free_held", settings.upkeep_interval_s, partial(_free_held, state)),
+        expiry_duty(settings.upkeep_interval_s),
+        forget_duty(settings.upkeep_interval_s * FORGET_TIMES),
+        partitions_duty(
+            PARTITIONS_S, ahead_days=settings.partitions_ahead_days, keep_days=settings.history_retention_days
+        ),
+    ]
+
+
+def _free_held(state: WorkerState, conn: psycopg.Connection[Any]) -> Done:
+    """Jobs that were held because nobody knew their task, now that this worker does."""
+    row = conn.execute(
+        statement("free_held"),
+        {
+            "queues": list(state.queues),
+            "tasks": list(state.registry.tasks),
+            "batch": FREE_BATCH,
+            "actor": state.actor,
+        },
+    ).fetchone()
+    freed = int(row[0]) if row is not None else 0
+    if freed:
+        state.wake.set()
+    return Done(freed, again_in_s=0 if freed >= FREE_BATCH else None)
