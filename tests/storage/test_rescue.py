@@ -13,6 +13,7 @@ import psycopg
 import pytest
 from rig.database import Database
 from rig.hands import Hand, Taken, enqueue, places_of, row_of, shared_database, transitions, wiped
+from rig.wait import wait_for
 
 LOCK_KEY = 4_611_686_018_427_387_905  # needs both halves of the lock's 64 bits
 START = uuid.UUID(int=0)
@@ -98,6 +99,11 @@ def test_a_free_liveness_lock_buries_after_two_seconds_of_silence(
     assert hand.bury() == []
     assert suspicion(conn, worker) is False
     heart.close()
+    # The server frees the lock when it notices, a moment after the client has gone.
+    wait_for(
+        lambda: conn.execute("SELECT count(*) FROM pg_locks WHERE locktype = 'advisory'").fetchone() == (0,),
+        what="a free lock",
+    )
     hand.run("watch_workers")
     assert suspicion(conn, worker) is True
     assert hand.bury() == [], "the lock may be on its way back"
