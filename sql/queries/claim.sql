@@ -17,7 +17,7 @@ WITH commit_class AS MATERIALIZED (
   -- The anti-join may hash the lanes, and a claim takes them as they come.
   ORDER BY l.place
 ), picked AS MATERIALIZED (
-  SELECT head.id, w.pool
+  SELECT head.id
   FROM unnest(%(wants)s::integer[]) WITH ORDINALITY AS w (want, pool)
   CROSS JOIN LATERAL (
     SELECT j.id
@@ -40,9 +40,9 @@ WITH commit_class AS MATERIALIZED (
 )
 UPDATE pgqueue.jobs j
 SET state = 'running', claim_id = %(claim_id)s, worker_id = %(worker_id)s, attempt = j.attempt + 1, started_at = clock_timestamp()
-FROM picked p
-WHERE j.id = p.id
-RETURNING j.id, p.pool, j.task, j.args::text, j.attempt, j.max_attempts, j.priority, j.ready_seq, j.queue,
+-- An array, not a join: for a join a generic plan guesses a tenth of the table and reads all of it.
+WHERE j.id = ANY (ARRAY(SELECT p.id FROM picked p))
+RETURNING j.id, (%(pools)s::integer[])[array_position(%(queues)s::text[], j.queue)] AS pool, j.task, j.args::text, j.attempt, j.max_attempts, j.priority, j.ready_seq, j.queue,
   date_part('epoch', clock_timestamp() - j.run_at) AS wait_s,
   CASE WHEN j.expires_at < clock_timestamp() THEN true END AS expired,
   CASE WHEN num_nonnulls(j.headers, j.tags, j.idempotency_key, j.concurrency_key, j.timeout_s, j.retry, j.parent_id, j.redrive_of) > 0

@@ -6,12 +6,14 @@ Under `plan_cache_mode = force_generic_plan`, as prepared statements are planned
 from __future__ import annotations
 
 import json
+import re
 import uuid
 from collections.abc import Iterator
 from typing import Any
 
 import psycopg
 import pytest
+from psycopg import sql
 from rig.database import Database
 
 from pgqueue.storage.statements import STATEMENTS
@@ -48,8 +50,21 @@ def claim_parameters(want: int = 100, floor: int = -1) -> dict[str, Any]:
 
 
 def explain(conn: psycopg.Connection[Any], name: str, parameters: dict[str, Any]) -> dict[str, Any]:
+    """The plan of the prepared statement. A bare EXPLAIN with bound parameters is planned with their values known."""
+    names: list[str] = []
+
+    def number(match: re.Match[str]) -> str:
+        if match[1] not in names:
+            names.append(match[1])
+        return f"${names.index(match[1]) + 1}"
+
+    text = re.sub(r"%\((\w+)\)s", number, STATEMENTS[name].decode())
+    conn.execute("DEALLOCATE ALL")
+    conn.execute(f"PREPARE hot AS {text}".encode())
+    values = sql.SQL(", ").join(sql.Literal(parameters[n]) for n in names)
+    call = sql.SQL("EXECUTE hot({})").format(values) if names else sql.SQL("EXECUTE hot")
     row = conn.execute(
-        b"EXPLAIN (ANALYZE, BUFFERS, WAL, FORMAT JSON) " + STATEMENTS[name], parameters, prepare=True
+        sql.SQL("EXPLAIN (ANALYZE, BUFFERS, WAL, FORMAT JSON) ") + call, prepare=False
     ).fetchone()
     assert row is not None
     plan = row[0] if not isinstance(row[0], str) else json.loads(row[0])
