@@ -13,6 +13,7 @@ from pgqueue.control.dead_letters import DeadLetters
 from pgqueue.control.desk import Desk
 from pgqueue.control.jobs import Jobs
 from pgqueue.control.queues import Queues
+from pgqueue.control.rows import TimelineEntry
 from pgqueue.core.events import Events
 from pgqueue.core.names import check_queue
 from pgqueue.core.registry import Registry
@@ -166,14 +167,17 @@ class App:
         """Queues: list, pause, resume; and who works on them."""
         return Queues(self._desk)
 
-    def timeline(self, job_id: int) -> list[dict[str, Any]]:
+    def timeline(self, job_id: int) -> Sequence[TimelineEntry]:
         """One job's life, in order. Raises NotFoundError."""
         return self.jobs.timeline(job_id)
 
     @cached_property
     def _desk(self) -> Desk:
         return Desk(
-            self.settings.database_url, via="python", connect_timeout_s=self.settings.connect_timeout_s
+            self.settings.database_url,
+            via="python",
+            connect_timeout_s=self.settings.connect_timeout_s,
+            environment=self.settings.environment,
         )
 
     def close(self) -> None:

@@ -1,19 +1,41 @@
-"""What every deed on many objects asks first: which ones, how many, and whether that is meant."""
+"""What every deed on many objects shares: which ones, how many, whether that is meant, how far it has come."""
 
 from __future__ import annotations
 
+import re
 import sys
-from collections.abc import Callable, Sequence
-from typing import Annotated
+import time
+from collections import Counter
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from dataclasses import dataclass
+from typing import Annotated, Any, Final
 
 import typer
 
-from pgqueue.cli.session import say
-from pgqueue.errors import NotFoundError
+from pgqueue.cli.session import Session, say
+from pgqueue.errors import InvalidOption, NotFoundError
 
-SAMPLE = 5
+SAMPLE: Final = 5
+ID_MAX: Final = 2**63 - 1
+PROGRESS_S: Final = 5.0
 
-Ids = Annotated[list[int] | None, typer.Argument(metavar="ID…", help="Job ids.", show_default=False)]
+_ID: Final = re.compile(r"(?:[a-z]+/)?([0-9]{1,19})")
+
+
+def job_id(text: str) -> int:
+    """Read an id as people have it, or as `-o name` writes it: 12 or job/12."""
+    match = _ID.fullmatch(text)
+    number = int(match[1]) if match else 0
+    if not 1 <= number <= ID_MAX:
+        raise typer.BadParameter("a job id is a positive integer, such as 12 or job/12")
+    return number
+
+
+Ids = Annotated[
+    list[int] | None,
+    typer.Argument(metavar="ID…", help="Job ids.", show_default=False, parser=job_id),
+]
+JobId = Annotated[int, typer.Argument(metavar="ID", help="Job id.", parser=job_id)]
 Reason = Annotated[
     str | None, typer.Option("--reason", help="Why; it stands in the audit.", show_default=False)
 ]
@@ -27,33 +49,86 @@ Task = Annotated[
 Limit = Annotated[int, typer.Option("--limit", min=1, max=10_000, help="Rows at most.")]
 
 
-def chosen(
-    ids: Sequence[int] | None,
-    find: Callable[[], list[int]],
-    *,
-    filtered: bool,
-    everything: bool,
-    dry_run: bool,
-    yes: bool,
-    deed: str,
-) -> list[int]:
-    """Return the ids to act on; an empty list after a dry run. Raises NotFoundError when nothing matches."""
-    if ids:
-        if filtered or everything:
-            raise typer.BadParameter("give ids or a filter, not both")
-        targets = list(dict.fromkeys(ids))
-    elif filtered or everything:
+@dataclass(frozen=True, slots=True)
+class Asked:
+    """How the objects of a deed were named, and what is to become of them."""
+
+    ids: Sequence[int] | None
+    filtered: bool
+    everything: bool
+    dry_run: bool
+    yes: bool
+    reason: str | None
+    deed: str
+    things: str = "jobs"
+
+
+def chosen(session: Session, asked: Asked, find: Callable[[], list[int]]) -> list[int]:
+    """Return the ids to act on; an empty list after a dry run.
+
+    Raises NotFoundError when nothing matches, InvalidOption when it is not clear that it is meant.
+    """
+    if asked.ids:
+        if asked.filtered or asked.everything:
+            raise InvalidOption("ids", "given together with a filter; give one of them")
+        targets = list(dict.fromkeys(asked.ids))
+    elif asked.filtered or asked.everything:
         targets = find()
     else:
-        raise typer.BadParameter("give ids, a filter such as --queue, or --all")
+        raise InvalidOption("ids", "none given; give some, a filter such as --queue, or --all")
     if not targets:
-        raise NotFoundError(f"{deed}: nothing matches")
-    if dry_run:
+        raise NotFoundError(f"{asked.deed}: nothing matches")
+    what = f"{len(targets)} {asked.things}"
+    if asked.dry_run:
         more = f" and {len(targets) - SAMPLE} more" if len(targets) > SAMPLE else ""
-        say(f"would {deed} {len(targets)}: {', '.join(map(str, targets[:SAMPLE]))}{more}")
+        say(f"would {asked.deed} {what}: {', '.join(map(str, targets[:SAMPLE]))}{more}")
         return []
-    if not ids and not yes:
+    session.desk.need_reason(asked.reason)
+    say(f"{asked.deed} {what} in {session.desk.place} ({session.desk.environment})")
+    if not asked.ids and not asked.yes:
         if not sys.stdin.isatty():
-            raise typer.BadParameter(f"{deed} {len(targets)} jobs: add --yes, since nobody can be asked here")
-        typer.confirm(f"{deed} {len(targets)} jobs?", abort=True, err=True)
+            raise InvalidOption("--yes", f"needed to {asked.deed} {what} where nobody can be asked")
+        typer.confirm(f"{asked.deed} {what}?", abort=True, err=True)
     return targets
+
+
+def carry_out(
+    session: Session,
+    asked: Asked,
+    total: int,
+    done: Iterable[Mapping[str, Any]],
+    *,
+    columns: Sequence[str],
+    name: str,
+    good: Callable[[Mapping[str, Any]], bool],
+    unknown: Callable[[Mapping[str, Any]], bool],
+    words: str | None,
+) -> int:
+    """Write a row per object as the deed is done to it, and return the exit code.
+
+    0 all done · 7 some could not be · 3 none was known · 4 none could be. `words`: the filter, for the audit row
+    that sums a bulk deed up.
+    """
+    counts: Counter[str] = Counter()
+
+    def told() -> Iterator[Mapping[str, Any]]:
+        since = time.monotonic()
+        for row in done:
+            counts["good" if good(row) else "unknown" if unknown(row) else "refused"] += 1
+            if time.monotonic() - since > PROGRESS_S:
+                since = time.monotonic()
+                say(f"{asked.deed}: {counts.total()} of {total}")
+            yield row
+
+    session.printer.rows(told(), columns, name=name)
+    if words is not None:
+        target = f"{asked.things} {words}"
+        session.desk.note(
+            asked.deed.replace(" ", "_"), target, asked.reason, matched=total, changed=counts["good"]
+        )
+    if counts["good"] == counts.total():
+        return 0
+    if counts["good"]:
+        say(f"{asked.deed}: {counts['good']} of {counts.total()} done; the others say why")
+        return 7
+    return 4 if counts["refused"] else 3

@@ -2,13 +2,29 @@
 
 from __future__ import annotations
 
-from typing import Annotated, Any, Final
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Annotated, Any, Final
 
 import typer
 
-from pgqueue.cli.bulk import DryRun, Everything, Ids, Limit, Queue, Reason, Task, Yes, chosen
-from pgqueue.cli.jobs import JobId, desk, hidden, verdicts
-from pgqueue.cli.session import Session, say, verb
+from pgqueue.cli.bulk import (
+    Asked,
+    DryRun,
+    Everything,
+    Ids,
+    JobId,
+    Limit,
+    Queue,
+    Reason,
+    Task,
+    Yes,
+    carry_out,
+    chosen,
+)
+from pgqueue.cli.session import Output, Session, say, verb
+
+if TYPE_CHECKING:
+    from pgqueue.control.dead_letters import DeadFilter, DeadLetters
 
 COLUMNS: Final = (
     "job_id",
@@ -46,6 +62,7 @@ Why = Annotated[
 Error = Annotated[
     str | None, typer.Option("--error-type", help="Only with this error class.", show_default=False)
 ]
+ExactTask = Annotated[str | None, typer.Option("--task", help="Only of this task.", show_default=False)]
 Fingerprint = Annotated[
     str | None, typer.Option("--fingerprint", help="Only of this group.", show_default=False)
 ]
@@ -57,27 +74,6 @@ Since = Annotated[
 def register(main: typer.Typer) -> None:
     """Hang the verbs into the command line."""
     main.add_typer(app)
-
-
-def _letters(session: Session) -> Any:
-    from pgqueue.control.dead_letters import DeadLetters
-
-    return DeadLetters(desk(session))
-
-
-def _filter(
-    queue: str | None,
-    task: str | None,
-    because: str | None,
-    error: str | None,
-    fingerprint: str | None,
-    since: str | None,
-) -> Any:
-    from pgqueue.control.dead_letters import AGE_MAX_S, DeadFilter
-    from pgqueue.core.durations import parse_duration
-
-    age_s = AGE_MAX_S if since is None else parse_duration(since, field="since")
-    return DeadFilter(queue, task, because, error, fingerprint, age_s)
 
 
 @verb(app, "list")
@@ -92,17 +88,25 @@ def list_letters(
     since: Since = None,
     redriven: Annotated[bool, typer.Option("--redriven", help="Also those already redriven.")] = False,
     limit: Limit = 50,
+    after: Annotated[
+        str | None, typer.Option("--after", help="Go on where the last page ended.", show_default=False)
+    ] = None,
 ) -> None:
     """Dead letters, newest first."""
-    rows = _letters(session).list(
-        _filter(queue, task, because, error, fingerprint, since), limit=limit, waiting=not redriven
+    from pgqueue.control.dead_letters import DeadCursor
+
+    where = _filter(queue, task, because, error, fingerprint, since)
+    page = _letters(session).page(
+        where, limit=limit, waiting=not redriven, after=None if after is None else DeadCursor.parse(after)
     )
-    if session.printer.rows(rows, COLUMNS, name="job_id") == limit:
-        say(f"the newest {limit}; --limit shows more")
+    session.printer.rows(page.rows, COLUMNS, name="job_id")
+    if page.after is not None:
+        looked = "" if len(page.rows) == limit else "looked at the newest 100,000; "
+        say(f"{looked}more: --after {page.after}")
 
 
 @verb(app)
-def groups(session: Session, *, queue: Queue = None, task: Task = None, limit: Limit = 50) -> None:
+def groups(session: Session, *, queue: Queue = None, task: ExactTask = None, limit: Limit = 50) -> None:
     """Dead letters by cause, the most frequent first."""
     session.printer.rows(
         _letters(session).groups(queue=queue, task=task, limit=limit),
@@ -123,12 +127,11 @@ def get_letter(
     reason: Reason = None,
 ) -> None:
     """One dead letter with its error, traceback and attempts."""
-    from pgqueue.control.jobs import Jobs
-
-    row = _letters(session).get(job_id)
+    letters = _letters(session)
+    row = letters.get(job_id)
     if show_args:
-        Jobs(desk(session)).reveal(job_id, reason)
-    session.printer.one(row if show_args else hidden(row), name="job_id")
+        letters.reveal(f"dead letter {job_id}", reason)
+    session.printer.one(_shown(session, row, show_args=show_args), name="job_id")
 
 
 @verb(app)
@@ -147,7 +150,7 @@ def redrive(
         str | None, typer.Option("--to-queue", help="Run them in another queue.", show_default=False)
     ] = None,
     priority: Annotated[
-        int | None, typer.Option("--priority", help="0 (first) to 9.", show_default=False)
+        int | None, typer.Option("--priority", min=0, max=9, help="0 (first) to 9.", show_default=False)
     ] = None,
     rate: Annotated[float, typer.Option("--rate", min=0, help="So many a second; 0 = all at once.")] = 0,
     reason: Reason = None,
@@ -155,27 +158,30 @@ def redrive(
     yes: Yes = False,
 ) -> int:
     """Enqueue dead jobs again as new, linked jobs. Doing it twice makes no second job."""
-    letters = _letters(session)
-    where = _filter(queue, task, because, error, fingerprint, since)
-    targets = chosen(
-        ids,
-        lambda: letters.matching(where),
-        filtered=any((queue, task, because, error, fingerprint, since)),
-        everything=everything,
-        dry_run=dry_run,
-        yes=yes,
-        deed="redrive",
-    )
+    from pgqueue.core.names import check_queue
+
+    if to_queue is not None:
+        check_queue(to_queue)
+    picked = _Picked.of(session, ids, queue, task, because, error, fingerprint, since)
+    asked = Asked(ids, picked.filtered, everything, dry_run, yes, reason, "redrive", "dead letters")
+    targets = picked.targets(session, asked)
     if not targets:
         return 0
-    done = letters.redrive(*targets, reason=reason, queue=to_queue, priority=priority, rate_per_s=rate)
-    session.printer.rows(
-        [{"job_id": old, "redriven_as": new} for old, new in done.items()],
-        ("job_id", "redriven_as"),
+    done = picked.letters.each_redrive(targets, reason, queue=to_queue, priority=priority, rate_per_s=rate)
+    return carry_out(
+        session,
+        asked,
+        len(targets),
+        (
+            {"job_id": one.job_id, "redriven_as": one.redriven_as, "redriven_before": one.redriven_before}
+            for one in done
+        ),
+        columns=("job_id", "redriven_as", "redriven_before"),
         name="redriven_as",
+        good=lambda row: row["redriven_as"] is not None,
+        unknown=lambda row: row["redriven_as"] is None,
+        words=picked.words,
     )
-    missing = [old for old, new in done.items() if new is None]
-    return 0 if not missing else 3 if len(missing) == len(done) else 7
 
 
 @verb(app)
@@ -195,22 +201,22 @@ def discard(
     yes: Yes = False,
 ) -> int:
     """Give dead letters up: they move to the history as cancelled."""
-    letters = _letters(session)
-    where = _filter(queue, task, because, error, fingerprint, since)
-    targets = chosen(
-        ids,
-        lambda: letters.matching(where),
-        filtered=any((queue, task, because, error, fingerprint, since)),
-        everything=everything,
-        dry_run=dry_run,
-        yes=yes,
-        deed="discard",
-    )
+    picked = _Picked.of(session, ids, queue, task, because, error, fingerprint, since)
+    asked = Asked(ids, picked.filtered, everything, dry_run, yes, reason, "discard", "dead letters")
+    targets = picked.targets(session, asked)
     if not targets:
         return 0
-    done = letters.discard(*targets, reason=reason)
-    return verdicts(
-        session, {i: "discarded" if ok else "unknown" for i, ok in done.items()}, good=("discarded",)
+    done = picked.letters.each_discard(targets, reason)
+    return carry_out(
+        session,
+        asked,
+        len(targets),
+        ({"id": i, "verdict": "discarded" if ok else "unknown"} for i, ok in done),
+        columns=("id", "verdict"),
+        name="id",
+        good=lambda row: row["verdict"] == "discarded",
+        unknown=lambda row: row["verdict"] == "unknown",
+        words=picked.words,
     )
 
 
@@ -225,16 +231,68 @@ def export(
     fingerprint: Fingerprint = None,
     since: Since = None,
     show_args: Annotated[
-        bool, typer.Option("--show-args", help="With the values of arguments and headers.")
+        bool, typer.Option("--show-args", help="With the values of arguments and headers; audited.")
     ] = False,
+    reason: Reason = None,
 ) -> None:
-    """Write the waiting dead letters out, one JSON object a line (or -o csv)."""
+    """Write the waiting dead letters out, one JSON object a line (or another form with -o)."""
     from pgqueue.cli.out import Printer
-    from pgqueue.cli.session import Output
 
-    rows = _letters(session).export(_filter(queue, task, because, error, fingerprint, since))
+    letters, where = _letters(session), _filter(queue, task, because, error, fingerprint, since)
+    if show_args:
+        letters.reveal(f"dead letters {where}", reason, matched=len(letters.matching(where)))
     form = session.output if session.output is not Output.TABLE else Output.JSONL
-    shown = rows if show_args else (hidden(row) for row in rows)
-    Printer(form, headers=not session.common.no_headers).rows(
-        shown, (*COLUMNS, "args", "traceback"), name="job_id"
+    rows = (_shown(session, row, show_args=show_args) for row in letters.export(where))
+    count = Printer(form, headers=not session.common.no_headers).rows(
+        rows, (*COLUMNS, "args", "traceback"), name="job_id"
     )
+    say(f"{count} dead letters")
+
+
+@dataclass(frozen=True, slots=True)
+class _Picked:
+    """The dead letters that a deed's options name."""
+
+    letters: DeadLetters
+    where: DeadFilter
+    ids: list[int] | None
+    filtered: bool
+
+    @classmethod
+    def of(cls, session: Session, ids: list[int] | None, *options: str | None) -> _Picked:
+        return cls(_letters(session), _filter(*options), ids, any(option is not None for option in options))
+
+    @property
+    def words(self) -> str | None:
+        return None if self.ids else str(self.where)
+
+    def targets(self, session: Session, asked: Asked) -> list[int]:
+        return chosen(session, asked, lambda: self.letters.matching(self.where))
+
+
+def _letters(session: Session) -> DeadLetters:
+    from pgqueue.control.dead_letters import DeadLetters
+
+    return DeadLetters(session.desk)
+
+
+def _filter(
+    queue: str | None = None,
+    task: str | None = None,
+    because: str | None = None,
+    error: str | None = None,
+    fingerprint: str | None = None,
+    since: str | None = None,
+) -> DeadFilter:
+    from pgqueue.control.dead_letters import AGE_MAX_S, DeadFilter
+    from pgqueue.core.durations import parse_duration
+
+    age_s = AGE_MAX_S if since is None else parse_duration(since, field="since")
+    return DeadFilter(queue, task, because, error, fingerprint, age_s)
+
+
+def _shown(session: Session, row: Any, *, show_args: bool) -> dict[str, Any]:
+    from pgqueue.cli.hide import hidden, revealed
+    from pgqueue.core.redact import Redactor
+
+    return revealed(row, Redactor(session.settings.redact)) if show_args else hidden(row)

@@ -2,15 +2,30 @@
 
 from __future__ import annotations
 
+import json
+import sys
+from collections.abc import Mapping
 from datetime import datetime
 from typing import TYPE_CHECKING, Annotated, Any, Final
 
-import orjson
 import typer
 
-from pgqueue.cli.bulk import DryRun, Everything, Ids, Limit, Queue, Reason, Task, Yes, chosen
+from pgqueue.cli.bulk import (
+    Asked,
+    DryRun,
+    Everything,
+    Ids,
+    JobId,
+    Limit,
+    Queue,
+    Reason,
+    Task,
+    Yes,
+    carry_out,
+    chosen,
+)
 from pgqueue.cli.session import Session, say, verb
-from pgqueue.errors import ConflictError, InvalidArguments, InvalidTime, NotFoundError
+from pgqueue.errors import InvalidArguments, InvalidTime
 
 if TYPE_CHECKING:
     from pgqueue.control.jobs import Jobs
@@ -27,6 +42,7 @@ COLUMNS: Final = (
     "error_type",
     "reason",
 )
+STDIN: Final = "-"
 
 app = typer.Typer(name="jobs", help="Jobs: list, look at, cancel, try again.", no_args_is_help=True)
 
@@ -38,23 +54,16 @@ State = Annotated[
         show_default="live",
     ),
 ]
-JobId = Annotated[int, typer.Argument(metavar="ID", help="Job id.")]
-
-
-def desk(session: Session) -> Any:
-    """The control room's desk for this run."""
-    from pgqueue.control.desk import Desk
-
-    return Desk(
-        session.settings.database_url, via="cli", connect_timeout_s=session.settings.connect_timeout_s
-    )
+ShowArgs = Annotated[
+    bool, typer.Option("--show-args", help="Show values of arguments, headers and result; audited.")
+]
 
 
 def jobs_of(session: Session) -> Jobs:
     """Questions and deeds about jobs."""
     from pgqueue.control.jobs import Jobs
 
-    return Jobs(desk(session))
+    return Jobs(session.desk)
 
 
 def register(main: typer.Typer) -> None:
@@ -67,7 +76,7 @@ def enqueue(
     session: Session,
     *,
     task: Annotated[str, typer.Argument(help="Task name.")],
-    args: Annotated[str, typer.Argument(metavar="JSON", help="Its arguments by name.")] = "{}",
+    args: Annotated[str, typer.Argument(metavar="JSON", help="Its arguments by name; - reads stdin.")] = "{}",
     queue: Annotated[
         str | None, typer.Option("--queue", help="Default: the task's own.", show_default=False)
     ] = None,
@@ -89,18 +98,12 @@ def enqueue(
         str | None, typer.Option("--key-ttl", help="The key's life.", show_default="24h")
     ] = None,
     dry_run: DryRun = False,
-) -> int | None:
+) -> None:
     """Enqueue one job by its task's name."""
     from pgqueue.producer.enqueue import enqueue as send
     from pgqueue.producer.plan import JobOptions, TaskDefaults, plan_one
     from pgqueue.storage.own_pool import OwnConnections
 
-    try:
-        values = orjson.loads(args)
-    except orjson.JSONDecodeError as error:
-        raise InvalidArguments(
-            "args", f"not JSON at position {error.pos}; write it as '{{\"ride_id\": 7}}'"
-        ) from None
     given = {
         "queue": queue,
         "priority": priority,
@@ -112,62 +115,71 @@ def enqueue(
     options = JobOptions.checked(**{name: value for name, value in given.items() if value is not None})
     plan = plan_one(
         task,
-        values,
+        _arguments(args),
         options,
         defaults=TaskDefaults(),
         signature=None,
         bytes_max=session.settings.payload_bytes_max,
     )
     if dry_run:
-        say(f"would enqueue {task}")
-        return None
+        say(f"would enqueue {task} in {session.desk.place}")
+        return
     own = OwnConnections(session.settings.database_url, connect_timeout_s=session.settings.connect_timeout_s)
     try:
-        job = send(None, plan, own=own)
+        with session.desk.explained("enqueue"):
+            job = send(None, plan, own=own)
     finally:
         own.close()
+    if not job.created:
+        say(f"job {job.id} has this idempotency key already: nothing was enqueued")
     session.printer.one({"id": job.id, "created": job.created, "task": job.task}, name="id")
-    return None
 
 
 @verb(app, "list")
 def list_jobs(
-    session: Session, *, state: State = None, queue: Queue = None, task: Task = None, limit: Limit = 50
-) -> int:
+    session: Session,
+    *,
+    state: State = None,
+    queue: Queue = None,
+    task: Task = None,
+    limit: Limit = 50,
+    after: Annotated[
+        int | None,
+        typer.Option("--after", help="Go on after this job, as the last page said.", show_default=False),
+    ] = None,
+) -> None:
     """Jobs, newest first."""
-    rows = jobs_of(session).list(states=state or (), queue=queue, task=task, limit=limit)
-    count = session.printer.rows(rows, COLUMNS, name="id")
-    if count == limit:
-        say(f"the newest {limit}; --limit shows more")
-    return 0
+    from pgqueue.control.jobs import NEWEST, JobFilter
+
+    page = jobs_of(session).page(
+        JobFilter(state or (), queue, task), limit=limit, before=NEWEST if after is None else after
+    )
+    session.printer.rows(page.rows, COLUMNS, name="id")
+    if page.before is not None:
+        looked = "" if len(page.rows) == limit else "looked at the newest 100,000; "
+        say(f"{looked}more: --after {page.before}")
 
 
 @verb(app, "get")
-def get_job(
-    session: Session,
-    *,
-    job_id: JobId,
-    show_args: Annotated[
-        bool, typer.Option("--show-args", help="Show values of arguments, headers and result; audited.")
-    ] = False,
-    reason: Reason = None,
-) -> None:
+def get_job(session: Session, *, job_id: JobId, show_args: ShowArgs = False, reason: Reason = None) -> None:
     """One job with everything kept of it. Values of arguments are hidden unless asked for."""
+    from pgqueue.cli.hide import hidden, revealed
+    from pgqueue.core.redact import Redactor
+
     jobs = jobs_of(session)
     row = jobs.get(job_id)
     if show_args:
         jobs.reveal(job_id, reason)
+        session.printer.one(revealed(row, Redactor(session.settings.redact)), name="id")
     else:
-        row = hidden(row)
-    session.printer.one(row, name="id")
+        session.printer.one(hidden(row), name="id")
 
 
 @verb(app)
 def timeline(session: Session, *, job_id: JobId) -> None:
     """One job's life, in order: who, when, why."""
-    rows = jobs_of(session).timeline(job_id)
     session.printer.rows(
-        rows,
+        jobs_of(session).timeline(job_id),
         ("at", "event", "from_state", "to_state", "reason", "actor", "attempt", "detail"),
         name="event",
         kind="event",
@@ -188,21 +200,15 @@ def cancel(
     yes: Yes = False,
 ) -> int:
     """Cancel waiting jobs; running ones are asked to stop."""
-    jobs = jobs_of(session)
-    targets = chosen(
-        ids,
-        lambda: jobs.matching(states=state or (), queue=queue, task=task),
-        filtered=bool(state or queue or task),
-        everything=everything,
-        dry_run=dry_run,
-        yes=yes,
-        deed="cancel",
-    )
-    return (
-        verdicts(session, jobs.cancel(*targets, reason=reason), good=("cancelled", "requested"))
-        if targets
-        else 0
-    )
+    from pgqueue.control.jobs import JobFilter
+
+    jobs, where = jobs_of(session), JobFilter(state or (), queue, task)
+    asked = Asked(ids, bool(state or queue or task), everything, dry_run, yes, reason, "cancel")
+    targets = chosen(session, asked, lambda: jobs.matching(where))
+    if not targets:
+        return 0
+    done = ({"id": i, "verdict": v} for i, v in jobs.each_cancel(targets, reason))
+    return _verdicts(session, asked, len(targets), done, {"cancelled", "requested"}, where)
 
 
 @verb(app, "run-now")
@@ -218,21 +224,15 @@ def run_now(
     yes: Yes = False,
 ) -> int:
     """Make scheduled and held jobs ready now."""
-    jobs = jobs_of(session)
-    targets = chosen(
-        ids,
-        lambda: jobs.matching(states=("scheduled", "held"), queue=queue, task=task),
-        filtered=bool(queue or task),
-        everything=everything,
-        dry_run=dry_run,
-        yes=yes,
-        deed="run now",
-    )
-    return (
-        verdicts(session, jobs.run_now(*targets, reason=reason), good=("freed", "ready", "running"))
-        if targets
-        else 0
-    )
+    from pgqueue.control.jobs import JobFilter
+
+    jobs, where = jobs_of(session), JobFilter(("scheduled", "held"), queue, task)
+    asked = Asked(ids, bool(queue or task), everything, dry_run, yes, reason, "run now")
+    targets = chosen(session, asked, lambda: jobs.matching(where))
+    if not targets:
+        return 0
+    done = ({"id": i, "verdict": v} for i, v in jobs.each_run_now(targets, reason))
+    return _verdicts(session, asked, len(targets), done, {"freed", "ready", "running"}, where)
 
 
 @verb(app)
@@ -240,14 +240,10 @@ def retry(session: Session, *, job_id: JobId, reason: Reason = None, dry_run: Dr
     """Try a job again: a waiting one now, a dead one as a new, linked job."""
     jobs = jobs_of(session)
     if dry_run:
-        say(f"would retry job {job_id}, which is {jobs.get(job_id)['state']}")
+        say(f"would retry job {job_id}, which is {jobs.get(job_id).state}")
         return
-    verdict, new_id = jobs.retry(job_id, reason=reason)
-    if verdict == "unknown":
-        raise NotFoundError(f"job {job_id}: not found")
-    if verdict == "ended":
-        raise ConflictError(f"job {job_id}: it has ended well or was cancelled; enqueue it anew")
-    session.printer.one({"id": new_id, "verdict": verdict}, name="id")
+    done = jobs.retry(job_id, reason=reason)
+    session.printer.one({"id": done.job_id, "verdict": done.verdict}, name="id")
 
 
 @verb(app)
@@ -257,7 +253,7 @@ def wait(
     job_id: JobId,
     timeout: Annotated[str, typer.Option("--timeout", help="Give up after this.")] = "60s",
 ) -> int:
-    """Wait until a job has ended; its result goes to stdout. Exit code 1 if it ended badly or not in time."""
+    """Wait until a job has ended; its result, as JSON, goes to stdout. Exit code 1 if it ended badly or not in time."""
     from pgqueue.core.durations import parse_duration
 
     try:
@@ -265,44 +261,39 @@ def wait(
     except TimeoutError as error:
         say(f"pgqueue: {error}")
         return 1
-    session.printer.line("null" if result is None else str(result))
+    session.printer.document(result)
     return 0
 
 
-def hidden(row: dict[str, Any]) -> dict[str, Any]:
-    """A job without the values of its arguments, headers and result: their names, kinds and sizes."""
-    shown = dict(row)
-    for field in ("args", "result"):
-        text = shown.get(field)
-        if isinstance(text, str):
-            shown[field] = _shape(text)
-    if shown.get("headers"):
-        shown["headers"] = sorted(shown["headers"])
-    shown.pop("progress", None)
-    return shown
+def _verdicts(session: Session, asked: Asked, total: int, done: Any, good: set[str], where: object) -> int:
+    return carry_out(
+        session,
+        asked,
+        total,
+        done,
+        columns=("id", "verdict"),
+        name="id",
+        good=lambda row: row["verdict"] in good,
+        unknown=lambda row: row["verdict"] == "unknown",
+        words=None if asked.ids else str(where),
+    )
 
 
-def verdicts(session: Session, done: dict[int, str], *, good: tuple[str, ...]) -> int:
-    """Write each id's verdict; exit code 0, 7 when some could not be done, 3 or 4 when none could."""
-    session.printer.rows([{"id": i, "verdict": v} for i, v in done.items()], ("id", "verdict"), name="id")
-    bad = [v for v in done.values() if v not in good]
-    if not bad:
-        return 0
-    if len(bad) < len(done):
-        return 7
-    return 3 if all(v == "unknown" for v in bad) else 4
-
-
-def _shape(text: str) -> Any:
-    value = orjson.loads(text)
-    if isinstance(value, dict):
-        return {key: _kind(item) for key, item in value.items()}
-    return _kind(value)
-
-
-def _kind(value: Any) -> str:
-    size = f"[{len(value)}]" if isinstance(value, str | list | dict) else ""
-    return f"{type(value).__name__}{size}"
+def _arguments(text: str) -> Mapping[str, object]:
+    """The arguments as Python values; the standard decoder, because it keeps big integers whole."""
+    try:
+        values = json.loads(sys.stdin.read() if text == STDIN else text)
+    except json.JSONDecodeError as error:
+        raise InvalidArguments(
+            "args", f"not JSON at position {error.pos}; write it as '{{\"ride_id\": 7}}'"
+        ) from None
+    except (ValueError, RecursionError):
+        raise InvalidArguments(
+            "args", "not JSON that can be read: it is nested too deep, or no UTF-8"
+        ) from None
+    if not isinstance(values, dict):
+        raise InvalidArguments("args", "not a JSON object; pass the arguments by name, as '{\"ride_id\": 7}'")
+    return values
 
 
 def _moment(text: str | None) -> datetime | None:

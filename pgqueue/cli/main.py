@@ -5,19 +5,18 @@
 
 from __future__ import annotations
 
-import errno
+import io
 import os
 import sys
 from collections.abc import Sequence
+from pathlib import Path
 from typing import Annotated, Any, Final, NoReturn
 
 import typer
 
-from pgqueue.cli import bench, db, demo, dlq, doctor, jobs, queues, work
+from pgqueue.cli import bench, db, demo, dlq, jobs, look, queues, work
 from pgqueue.cli.session import DSN, NO_HEADERS, OUTPUT, UTC, VERBOSE, Common, Output
-from pgqueue.errors import PgQueueError
-
-BROKEN_PIPE_EXIT: Final = 141  # as a program that SIGPIPE ended
+from pgqueue.errors import InvalidInput, PgQueueError
 
 # Typer carries a click of its own in later releases and uses the library in earlier ones: the base of usage
 # errors is found through a name that is public in both.
@@ -53,7 +52,7 @@ def _options(
     )
 
 
-for noun in (work, jobs, dlq, queues, doctor, bench):
+for noun in (work, jobs, dlq, queues, look, bench):
     noun.register(app)
 app.command()(demo.demo)
 app.add_typer(db.app, name="db")
@@ -61,15 +60,18 @@ app.add_typer(db.app, name="db")
 
 def run(arguments: Sequence[str] | None = None) -> NoReturn:
     """Run the command line and leave with its exit code."""
+    _open_streams()
     sys.exit(main(sys.argv[1:] if arguments is None else arguments))
 
 
 def main(arguments: Sequence[str]) -> int:  # noqa: PLR0911 - one way out per kind of error
     """Run one command and return its exit code; nothing but SystemExit gets out."""
     common = Common()
+    if any(_is_garbled(argument) for argument in arguments):
+        _complain("pgqueue: an argument is not UTF-8 text; write it in UTF-8")
+        return InvalidInput.exit_code
     try:
         code = app(list(arguments), prog_name="pgqueue", standalone_mode=False, obj=common)
-        sys.stdout.flush()
     except PgQueueError as error:
         return _failed(error, str(error), error.exit_code, verbose=common.verbose)
     except _ClickError as error:
@@ -78,10 +80,7 @@ def main(arguments: Sequence[str]) -> int:  # noqa: PLR0911 - one way out per ki
         _complain("stopped before anything was changed")
         return 1
     except OSError as error:
-        if error.errno != errno.EPIPE:
-            return _failed(error, f"{type(error).__name__}: {error.strerror}", 1, verbose=common.verbose)
-        _forget_stdout()
-        return BROKEN_PIPE_EXIT
+        return _failed(error, f"{type(error).__name__}: {error.strerror}", 1, verbose=common.verbose)
     except Exception as error:  # noqa: BLE001 - the last line of defence; what it was stands below
         hint = "" if common.verbose else "; run it again with -v for the traceback"
         return _failed(error, f"unexpected {type(error).__name__}{hint}", 1, verbose=common.verbose)
@@ -117,8 +116,23 @@ def _complain(text: str) -> None:
         return  # nobody listens; the exit code still speaks
 
 
-def _forget_stdout() -> None:
-    """The interpreter flushes stdout once more as it leaves: into nothing, so that it does not complain."""
-    null = os.open(os.devnull, os.O_WRONLY)
-    os.dup2(null, sys.stdout.fileno())
-    os.close(null)
+def _open_streams() -> None:
+    """Make sure that 0, 1 and 2 are streams of ours, and that words which they cannot spell do no harm.
+
+    Were one closed, the next file or socket would get its number, and talk meant for people would go there.
+    """
+    for number in (0, 1, 2):
+        try:
+            os.fstat(number)
+        except OSError:
+            os.open(os.devnull, os.O_RDWR)  # takes the lowest number that is free: this one
+    if sys.stdout is None:
+        sys.stdout = Path(os.devnull).open("w", encoding="utf-8")  # noqa: SIM115 - for the life of the process
+    for stream in (sys.stdout, sys.stderr):
+        if isinstance(stream, io.TextIOWrapper):
+            stream.reconfigure(errors="backslashreplace")
+
+
+def _is_garbled(argument: str) -> bool:
+    """Whether the shell passed bytes that are no UTF-8: Python smuggles them in as lone surrogates."""
+    return any("\ud800" <= character <= "\udfff" for character in argument)

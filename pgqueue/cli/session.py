@@ -8,6 +8,8 @@ from __future__ import annotations
 
 import functools
 import inspect
+import os
+import sys
 from collections.abc import Callable
 from dataclasses import dataclass, field
 from enum import StrEnum
@@ -17,12 +19,13 @@ from typing import TYPE_CHECKING, Annotated, Any, Concatenate, Final, ParamSpec
 import typer
 
 if TYPE_CHECKING:
-    import psycopg
-
     from pgqueue.cli.out import Printer
+    from pgqueue.control.desk import Desk
     from pgqueue.settings import Settings
 
 P = ParamSpec("P")
+
+BROKEN_PIPE_EXIT: Final = 141  # as a program that SIGPIPE ended
 
 
 class Output(StrEnum):
@@ -79,9 +82,15 @@ class Session:
     @cached_property
     def settings(self) -> Settings:
         """The settings, with --dsn over all else. Raises ConfigurationError with every problem at once."""
-        from pgqueue.settings import load_settings
+        from pgqueue.settings import load_settings, redact_dsn
 
-        return load_settings(database_url=self.common.dsn)
+        given = self.common.dsn
+        if given is not None and redact_dsn(given) != given:
+            say("pgqueue: a password in --dsn is seen by everyone on this machine; use PGQUEUE_DATABASE_URL")
+        settings = load_settings(database_url=given)
+        for warning in settings.warnings:
+            say(f"pgqueue: {warning}")
+        return settings
 
     @cached_property
     def printer(self) -> Printer:
@@ -90,11 +99,17 @@ class Session:
 
         return Printer(self.output, headers=not self.common.no_headers, utc=self.common.utc)
 
-    def connect(self) -> psycopg.Connection[Any]:
-        """A connection of the command line's own, in autocommit mode. Raises DatabaseUnreachable."""
-        from pgqueue.storage.connect import CLI, connect
+    @cached_property
+    def desk(self) -> Desk:
+        """The control room's desk for this run."""
+        from pgqueue.control.desk import Desk
 
-        return connect(self.settings.database_url, CLI, connect_timeout_s=self.settings.connect_timeout_s)
+        return Desk(
+            self.settings.database_url,
+            via="cli",
+            connect_timeout_s=self.settings.connect_timeout_s,
+            environment=self.settings.environment,
+        )
 
 
 def say(line: str) -> None:
@@ -114,7 +129,13 @@ def verb(
         def entry(*args: Any, **kwargs: Any) -> None:
             ctx: typer.Context = kwargs.pop("ctx")
             own = Common(**{option: kwargs.pop(option) for option in _COMMON})
-            code = function(Session(merged(ctx, own)), *args, **kwargs)
+            try:
+                code = function(Session(merged(ctx, own)), *args, **kwargs)
+                sys.stdout.flush()
+            except BrokenPipeError:
+                # Typer would make a failure of it; a reader that has seen enough is none.
+                _forget_stdout()
+                code = BROKEN_PIPE_EXIT
             if code:
                 raise typer.Exit(code)
 
@@ -155,3 +176,10 @@ def merged(ctx: typer.Context, own: Common) -> Common:
         # The command line's end, which shows errors, looks at the first one.
         before.verbose = own.verbose
     return own
+
+
+def _forget_stdout() -> None:
+    """The interpreter flushes stdout once more as it leaves: into nothing, so that it does not complain."""
+    null = os.open(os.devnull, os.O_WRONLY)
+    os.dup2(null, sys.stdout.fileno())
+    os.close(null)

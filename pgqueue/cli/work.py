@@ -48,8 +48,10 @@ def worker(
     from pgqueue.observe.logs import LogListener, configure_logging
 
     application = load_app(app)
-    if session.common.dsn is not None:
-        application.use(database_url=session.common.dsn)
+    # A process for suspects works on its parent's database, whatever address the application holds.
+    address = session.common.dsn or (session.settings.database_url if suspects_only else None)
+    if address:
+        application.use(database_url=address)
     settings = application.settings
     configure_logging(settings)
     application.events.listen(LogListener(settings))

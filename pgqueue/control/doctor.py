@@ -10,18 +10,22 @@ from typing import Any, Final, Literal
 import psycopg
 from psycopg.rows import dict_row
 
-from pgqueue.control.desk import Desk
-from pgqueue.control.queues import Queues
-from pgqueue.errors import SchemaMismatch
+from pgqueue.control.desk import Desk, read
+from pgqueue.control.rows import QueueHealth, StrayQueue, WorkerRow
 from pgqueue.storage.connect import is_pooled
 from pgqueue.storage.drift import describe_schema, diff, expected_schema
-from pgqueue.storage.migrate import require_head
+from pgqueue.storage.revisions import state_of
 from pgqueue.storage.statements import statement
 
+SCHEMA_CHECK: Final = "schema"
 VERSION_MIN: Final = 150000
-OLD_TRANSACTION_S: Final = 900
+ROUND_TRIP_WARN_S: Final = 0.02
+OLD_TRANSACTION_WARN_S: Final = 300.0
+OLD_TRANSACTION_FAIL_S: Final = 900.0
 AHEAD_DAYS_MIN: Final = 2
 CONNECTIONS_SHARE: Final = 0.85
+DIFFERENCES_SHOWN: Final = 20
+WORKERS_MAX: Final = 1_000
 
 Verdict = Literal["PASS", "WARN", "FAIL"]
 
@@ -30,215 +34,275 @@ Verdict = Literal["PASS", "WARN", "FAIL"]
 class Finding:
     """One check's result; `fix` is a command or SQL that mends it."""
 
-    check: str
     verdict: Verdict
+    check: str
     message: str
     fix: str = ""
 
 
 def examine(desk: Desk) -> list[Finding]:
-    """Run every check. Raises DatabaseUnreachable."""
+    """Run every check; without a schema that fits, only those of the server. Raises DatabaseUnreachable."""
     findings: list[Finding] = []
-    began = time.monotonic()
-    with desk.connection() as conn:
-        row = conn.execute(b"SELECT 1").fetchone()
-        findings.append(
-            Finding(
-                "reachable",
-                "PASS",
-                f"answers {row[0] if row else ''} after {(time.monotonic() - began) * 1000:.1f} ms",
-            )
-        )
-        findings.extend(_server(conn))
-        findings.append(
-            Finding(
-                "pooler",
-                "WARN",
-                "the DSN leads through a transaction pooler: no wake-ups, no liveness locks",
-                "set direct_database_url",
-            )
-            if is_pooled(conn)
-            else Finding("pooler", "PASS", "the connection is direct")
-        )
-        try:
-            require_head(conn)
-        except SchemaMismatch as error:
-            findings.append(Finding("schema", "FAIL", str(error), "pgqueue db upgrade"))
+    with desk.connection("doctor") as conn:
+        findings.extend(_reachable(conn))
+        server = _all(conn, "doctor_server")[0]
+        findings.extend(_server(server))
+        findings.extend(_flush(conn, server))
+        schema = state_of(conn)
+        if not schema.usable:
+            findings.append(Finding("FAIL", SCHEMA_CHECK, schema.sentence, "pgqueue db upgrade"))
             return findings
-        findings.append(Finding("schema", "PASS", "at the revision this code expects"))
-        for check in (_drift, _tables, _partitions, _transactions, _held):
+        findings.append(Finding("PASS", SCHEMA_CHECK, schema.sentence))
+        for check in (_drift, _tables, _partitions, _waiting, _dead_letters, _workers, _queues):
             findings.extend(check(conn))
-    findings.extend(_work(Queues(desk)))
+        findings.extend(_transactions(conn, sees_all=server["sees_all"]))
     return findings
 
 
-def _server(conn: psycopg.Connection[Any]) -> Iterator[Finding]:
-    row = _one(conn, "doctor_server")
-    version = row["version"] // 10000
+def _reachable(conn: psycopg.Connection[Any]) -> Iterator[Finding]:
+    began = time.monotonic()
+    conn.execute(b"SELECT 1")
+    took_s = time.monotonic() - began
+    slow = took_s > ROUND_TRIP_WARN_S
     yield Finding(
-        "version",
-        "PASS" if row["version"] >= VERSION_MIN else "FAIL",
-        f"PostgreSQL {version}",
-        "" if row["version"] >= VERSION_MIN else "upgrade to 15 or later",
+        "WARN" if slow else "PASS",
+        "reachable",
+        f"a round trip takes {took_s * 1000:.1f} ms",
+        "run workers nearer to the database: each batch of jobs costs two round trips" if slow else "",
     )
-    yield _when(
-        row["standby"],
-        "primary",
-        "FAIL",
-        "this server is a standby",
-        "point the DSN at the primary, or add target_session_attrs=read-write",
-    )
-    for name in ("fsync", "full_page_writes"):
-        yield _when(
-            row[name] != "on",
-            name,
-            "FAIL",
-            f"{name} is {row[name]}: a crash of the server may lose jobs",
-            f"ALTER SYSTEM SET {name} = on",
+    if is_pooled(conn):
+        yield Finding(
+            "WARN",
+            "pooler",
+            "the address leads through a transaction pooler: no wake-ups, no liveness locks, no scheduler leadership",
+            "set direct_database_url to an address past the pooler",
         )
-    overrides = [f"{r['role']}: {r['setting']}" for r in _all(conn, "doctor_settings")]
-    yield _when(
-        row["synchronous_commit"] in {"off", "local"} or bool(overrides),
-        "synchronous_commit",
+    else:
+        yield Finding("PASS", "pooler", "the connection is direct")
+
+
+def _server(row: dict[str, Any]) -> Iterator[Finding]:
+    version = row["version"] // 10000
+    yield _judged(
+        row["version"] < VERSION_MIN,
         "FAIL",
-        f"is {row['synchronous_commit']}"
-        + (f" ({'; '.join(overrides)})" if overrides else "")
-        + ": an acknowledged enqueue may be lost",
-        "ALTER ROLE … RESET synchronous_commit",
+        "version",
+        f"PostgreSQL {version}",
+        "upgrade the server to 15 or later",
     )
-    yield _when(
+    yield _judged(
+        row["standby"],
+        "FAIL",
+        "primary",
+        "this server is a standby" if row["standby"] else "this server takes writes",
+        "point the address at the primary, or add target_session_attrs=read-write",
+    )
+    yield _judged(
         row["autovacuum"] != "on",
-        "autovacuum",
         "FAIL",
-        "autovacuum is off: tables grow without end",
-        "ALTER SYSTEM SET autovacuum = on",
+        "autovacuum",
+        f"autovacuum is {row['autovacuum']}"
+        + (": tables grow without end" if row["autovacuum"] != "on" else ""),
+        "ALTER SYSTEM SET autovacuum = on; SELECT pg_reload_conf()",
     )
-    used = row["connections"] / row["connections_max"]
-    yield _when(
-        used > CONNECTIONS_SHARE,
-        "connections",
+    taken, most = row["connections"], row["connections_max"]
+    yield _judged(
+        taken > CONNECTIONS_SHARE * most,
         "WARN",
-        f"{row['connections']} of {row['connections_max']} connections are taken",
+        "connections",
+        f"{taken} of {most} connections are taken",
         "fewer slots per worker, or a higher max_connections",
     )
+
+
+def _flush(conn: psycopg.Connection[Any], row: dict[str, Any]) -> Iterator[Finding]:
+    for name in ("fsync", "full_page_writes"):
+        bad = row[name] != "on"
+        yield _judged(
+            bad,
+            "FAIL",
+            name,
+            f"{name} is {row[name]}" + (": a crash of the server may lose or tear jobs" if bad else ""),
+            f"ALTER SYSTEM SET {name} = on; SELECT pg_reload_conf()",
+        )
+    own = row["synchronous_commit"]
+    overrides = _all(conn, "doctor_settings")
+    for override in overrides:
+        yield Finding(
+            "FAIL",
+            "synchronous_commit",
+            f"{override['setting']} for {override['whose']}: an acknowledged enqueue may be lost",
+            override["fix"],
+        )
+    if own in {"off", "local"} and not overrides:
+        yield Finding(
+            "FAIL",
+            "synchronous_commit",
+            f"synchronous_commit is {own}: an acknowledged enqueue may be lost",
+            "ALTER SYSTEM RESET synchronous_commit; SELECT pg_reload_conf()",
+        )
+    if own not in {"off", "local"} and not overrides:
+        yield Finding("PASS", "synchronous_commit", f"synchronous_commit is {own}, and nothing overrides it")
 
 
 def _drift(conn: psycopg.Connection[Any]) -> Iterator[Finding]:
     differences = diff(expected_schema(), describe_schema(conn))
     if not differences:
-        yield Finding("drift", "PASS", "tables, indexes and functions are as shipped")
-    for difference in differences[:20]:
+        yield Finding("PASS", "drift", "tables, indexes, functions and views are as shipped")
+    for difference in differences[:DIFFERENCES_SHOWN]:
         yield Finding(
-            "drift", "WARN", str(difference), "compare with `pgqueue db sql`, and undo the change by hand"
+            "WARN", "drift", str(difference), "compare with `pgqueue db sql`, and undo the change by hand"
         )
+    if len(differences) > DIFFERENCES_SHOWN:
+        yield Finding("WARN", "drift", f"{len(differences) - DIFFERENCES_SHOWN} further differences")
 
 
 def _tables(conn: psycopg.Connection[Any]) -> Iterator[Finding]:
     rows = _all(conn, "doctor_tables")
-    fixes = {
-        "unlogged": "ALTER TABLE pgqueue.{} SET LOGGED",
-        "invalid index": "REINDEX INDEX CONCURRENTLY {}",
-        "trigger": "DROP TRIGGER {} ON pgqueue.jobs",
-    }
     for row in rows:
-        yield Finding(
-            "tables", "FAIL", f"{row['what']}: {row['name']}", fixes[row["what"]].format(row["name"])
-        )
+        yield Finding("FAIL", "tables", f"{row['what']}: {row['name']}", row["fix"])
     if not rows:
-        yield Finding("tables", "PASS", "all logged, all indexes valid, no trigger on jobs")
+        yield Finding(
+            "PASS", "tables", "all are logged and vacuumed, all indexes are valid, jobs has no trigger"
+        )
 
 
 def _partitions(conn: psycopg.Connection[Any]) -> Iterator[Finding]:
-    row = _one(conn, "doctor_partitions")
-    yield _when(
+    row = _all(conn, "doctor_partitions")[0]
+    yield _judged(
         row["ahead"] < AHEAD_DAYS_MIN,
+        "WARN",
         "partitions",
-        "WARN",
         f"{row['ahead']} days are made ahead",
-        "SELECT pgqueue.ensure_partitions(7)",
+        "SELECT pgqueue.ensure_partitions(7); then see why no worker's upkeep does it",
     )
-    yield _when(
+    yield _judged(
         row["default_filled"],
+        "WARN",
         "default partition",
-        "WARN",
-        "rows lie in a default partition: a day was missing",
-        "start a worker, whose upkeep makes days ahead",
+        "rows lie in a default partition: a day was missing" if row["default_filled"] else "empty",
+        "keep workers running, whose upkeep makes days ahead; those rows go with the table's retention",
     )
 
 
-def _transactions(conn: psycopg.Connection[Any]) -> Iterator[Finding]:
-    rows = _all(conn, "doctor_transactions")
-    old = rows[0] if rows and rows[0]["age_s"] > OLD_TRANSACTION_S else None
-    yield _when(
-        old is not None,
-        "oldest transaction",
-        "WARN",
-        ""
-        if old is None
-        else f"pid {old['pid']} ({old['application'] or 'no name'}, {old['state']}) is open for {old['age_s']:.0f} s: nothing can be cleaned up",
-        "" if old is None else f"SELECT pg_terminate_backend({old['pid']})",
-    )
-
-
-def _held(conn: psycopg.Connection[Any]) -> Iterator[Finding]:
-    held = _one(conn, "doctor_held")["n"]
-    yield _when(
-        held > 0,
-        "unknown tasks",
-        "WARN",
-        f"{held} jobs are held because no worker knows their task",
-        "deploy the worker that has the task; `pgqueue jobs list --state held`",
-    )
-
-
-def _work(queues: Queues) -> Iterator[Finding]:
-    stale = [w for w in queues.workers() if w["stale"]]
-    yield _when(
-        bool(stale),
-        "workers",
-        "WARN",
-        f"{len(stale)} workers have not beaten within their lease",
-        "`pgqueue workers list`; another worker takes their jobs back",
-    )
-    for row in queues.list():
-        if row["due"] and not row["workers_live"] and not row["paused"]:
-            yield Finding(
-                "queues",
-                "FAIL",
-                f"queue {row['queue']}: {row['due']} jobs are due and no worker serves it",
-                f"pgqueue worker -A … -q {row['queue']}",
-            )
-        if row["dead_waiting"]:
-            yield Finding(
-                "dead letters",
-                "WARN",
-                f"queue {row['queue']}: {row['dead_waiting']} dead letters wait for a decision",
-                f"pgqueue dlq groups --queue {row['queue']}",
-            )
-        if row["paused"]:
-            yield Finding(
-                "queues",
-                "WARN",
-                f"queue {row['queue']}: paused since {row['paused_at']:%Y-%m-%d %H:%M} by {row['paused_by']}",
-                f"pgqueue queues resume {row['queue']}",
-            )
-    for row in queues.strays():
+def _transactions(conn: psycopg.Connection[Any], *, sees_all: bool) -> Iterator[Finding]:
+    check = "oldest transaction"
+    old = [
+        row
+        for row in _all(conn, "doctor_transactions")
+        if row["age_s"] is None or row["age_s"] > OLD_TRANSACTION_WARN_S
+    ]
+    for row in old:
+        age = "" if row["age_s"] is None else f" for {row['age_s']:.0f} s"
         yield Finding(
-            "queues",
-            "FAIL",
-            f"queue {row['queue']}: jobs wait and no worker ever served it",
-            f"pgqueue worker -A … -q {row['queue']}",
+            "FAIL" if (row["age_s"] or 0) > OLD_TRANSACTION_FAIL_S else "WARN",
+            check,
+            f"{row['who']} holds a snapshot{age}: what workers leave behind cannot be cleaned up",
+            row["fix"],
         )
+    if not sees_all:
+        yield Finding(
+            "WARN",
+            check,
+            "this role is not shown the transactions of others",
+            "GRANT pg_read_all_stats TO the role that runs doctor",
+        )
+    elif not old:
+        yield Finding("PASS", check, f"none is older than {OLD_TRANSACTION_WARN_S:.0f} s")
 
 
-def _when(bad: bool, check: str, verdict: Verdict, message: str, fix: str) -> Finding:
-    return Finding(check, verdict, message, fix) if bad else Finding(check, "PASS", "ok")
+def _waiting(conn: psycopg.Connection[Any]) -> Iterator[Finding]:
+    row = _all(conn, "doctor_waiting")[0]
+    yield _judged(
+        row["held"] > 0,
+        "WARN",
+        "unknown tasks",
+        f"{row['held']} jobs are held because no worker knows their task: {row['tasks']}"
+        if row["held"]
+        else "no job is held for want of its task",
+        "deploy a worker that has the task; it frees them by itself",
+    )
+    yield _judged(
+        row["overdue"] > 0,
+        "FAIL",
+        "promotion",
+        f"{row['overdue']} jobs should have become ready, the first {row['overdue_s']:.0f} s ago"
+        if row["overdue"]
+        else "no scheduled job is overdue",
+        "start a worker of any queue: each of them promotes",
+    )
+
+
+def _dead_letters(conn: psycopg.Connection[Any]) -> Iterator[Finding]:
+    rows = _all(conn, "doctor_dead_letters")
+    for row in rows:
+        yield Finding(
+            "WARN",
+            "dead letters",
+            f"queue {row['queue']}: {row['n']} dead letters wait for a decision",
+            f"pgqueue dlq groups --queue {row['queue']}",
+        )
+    if not rows:
+        yield Finding("PASS", "dead letters", "none waits for a decision")
+
+
+def _workers(conn: psycopg.Connection[Any]) -> Iterator[Finding]:
+    workers = read(conn, WorkerRow, "list_workers", {"ended": False, "limit": WORKERS_MAX})
+    for worker in (worker for worker in workers if worker.stale):
+        yield Finding(
+            "WARN",
+            "workers",
+            f"worker {worker.id[:8]} ({worker.host}, pid {worker.pid}) has not beaten within its lease",
+            "look at that process; another worker takes its jobs back",
+        )
+    versions = sorted({worker.version for worker in workers if not worker.stale})
+    yield _judged(
+        len(versions) > 1,
+        "WARN",
+        "versions",
+        f"living workers run {' and '.join(versions)}" if versions else "no worker lives",
+        "finish the rollout",
+    )
+    if not any(worker.stale for worker in workers):
+        yield Finding("PASS", "workers", f"{len(workers)} live, none is late with its beat")
+
+
+def _queues(conn: psycopg.Connection[Any]) -> Iterator[Finding]:
+    fine = True
+    for row in read(conn, QueueHealth, "queue_health", {"queue": None}):
+        if row.paused:
+            fine = False
+            since = f"{row.paused_at:%Y-%m-%d %H:%M}" if row.paused_at else "?"
+            yield Finding(
+                "WARN",
+                "queues",
+                f"queue {row.queue}: paused since {since} by {row.paused_by}",
+                f"pgqueue queues resume {row.queue}",
+            )
+        elif row.due and not row.workers_live:
+            fine = False
+            yield Finding(
+                "FAIL",
+                "queues",
+                f"queue {row.queue}: {row.due} jobs are due and no worker serves it",
+                f"pgqueue worker -A … -q {row.queue}",
+            )
+    for stray in read(conn, StrayQueue, "stray_queues"):
+        fine = False
+        yield Finding(
+            "FAIL",
+            "queues",
+            f"queue {stray.queue}: jobs wait and no worker ever served it",
+            f"pgqueue worker -A … -q {stray.queue}",
+        )
+    if fine:
+        yield Finding("PASS", "queues", "each queue with due jobs has a worker, none is paused")
+
+
+def _judged(bad: bool, verdict: Verdict, check: str, message: str, fix: str) -> Finding:
+    return Finding(verdict, check, message, fix) if bad else Finding("PASS", check, message)
 
 
 def _all(conn: psycopg.Connection[Any], name: str) -> list[dict[str, Any]]:
     with conn.cursor(row_factory=dict_row) as cursor:
         return cursor.execute(statement(name)).fetchall()
-
-
-def _one(conn: psycopg.Connection[Any], name: str) -> dict[str, Any]:
-    return _all(conn, name)[0]

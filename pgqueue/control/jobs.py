@@ -3,20 +3,63 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Sequence
-from typing import Any, Final
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+from typing import Any, Final, NamedTuple
 
-from pgqueue.control.desk import Desk, Ids, Row, Rows, task_filter
+import psycopg
+
+from pgqueue.control.desk import Desk, Ids, decoded, read, task_filter
+from pgqueue.control.rows import JobDetail, JobRow, TimelineEntry
 from pgqueue.core.states import ENDED, LIVE
-from pgqueue.errors import InvalidOption, JobCancelled, JobFailed, NotFoundError
+from pgqueue.errors import ConflictError, InvalidOption, JobCancelled, JobFailed, NotFoundError
+from pgqueue.storage.statements import statement
 
 NEWEST: Final = 2**63 - 1
-WAIT_STEP_S: Final = 0.1
+LIMIT_MAX: Final = 10_000
+WAIT_STEP_S: Final = 0.05
 WAIT_STEP_MAX_S: Final = 1.0
+GONE: Final = "not found; it never existed, or its history is past retention"
+
+
+@dataclass(frozen=True, slots=True)
+class JobFilter:
+    """Which jobs are meant: any of the seven states (none: the live ones); `task` may end in `*`."""
+
+    states: Sequence[str] = ()
+    queue: str | None = None
+    task: str | None = None
+
+    def __post_init__(self) -> None:
+        known = LIVE | ENDED
+        if any(state not in known for state in self.states):
+            raise InvalidOption("state", f"unknown; there are {', '.join(sorted(known))}")
+
+    def __str__(self) -> str:
+        words = [*(f"state:{s}" for s in self.states), *_words(queue=self.queue, task=self.task)]
+        return " ".join(words) or "all"
+
+
+@dataclass(frozen=True, slots=True)
+class JobPage:
+    """Part of a listing; `before` continues it, None = that was all. A page may be short and yet not the last."""
+
+    rows: list[JobRow]
+    before: int | None
+
+
+class Retried(NamedTuple):
+    """What `retry` did: freed (it is ready now), redriven (as the new job `job_id`), or ready, as it was."""
+
+    verdict: str
+    job_id: int
 
 
 class Jobs:
-    """Questions and deeds about jobs, wherever they stand. All methods raise DatabaseUnreachable."""
+    """Questions and deeds about jobs, wherever they stand.
+
+    All methods raise DatabaseUnreachable; deeds raise InvalidOption where the environment wants a reason.
+    """
 
     def __init__(self, desk: Desk) -> None:
         self._desk = desk
@@ -29,134 +72,143 @@ class Jobs:
         task: str | None = None,
         limit: int = 50,
         before: int = NEWEST,
-    ) -> Rows:
-        """Jobs, newest first. `states`: any of the seven, default the live ones; `task` may end in `*`.
+    ) -> list[JobRow]:
+        """Jobs, newest first: of any of the seven `states`, default the live ones; `task` may end in `*`.
 
-        `before` continues a listing: the id of its last row. Dead jobs are listed by `DeadLetters.list`.
+        `before` continues a listing: the id of its last row.
         """
-        asked = list(states) or sorted(LIVE)
-        unknown = [state for state in asked if state not in LIVE | ENDED]
-        if unknown:
-            raise InvalidOption("state", f"unknown; there are {', '.join(sorted(LIVE | ENDED))}")
-        common = {"queue": queue, "limit": limit, "before": before, **task_filter(task)}
-        rows: Rows = []
-        live = [state for state in asked if state in LIVE]
-        ended = [state for state in asked if state in ENDED and state != "dead"]
-        if live:
-            rows += self._desk.rows("list_live", {**common, "states": live})
-        if ended:
-            rows += [_as_live(row) for row in self._desk.rows("list_ended", {**common, "states": ended})]
-        if "dead" in asked:
-            rows += [
-                row for job_id in self._dead_ids(queue, task, limit, before) for row in self._find(job_id)
-            ]
-        return sorted(rows, key=lambda row: -row["id"])[:limit]
+        return self.page(JobFilter(states, queue, task), limit=limit, before=before).rows
 
-    def get(self, job_id: int) -> Row:
+    def page(self, where: JobFilter, *, limit: int = 50, before: int = NEWEST) -> JobPage:
+        """As `list`, with the place to go on from. Looks at 100,000 rows of a table at most."""
+        if not 1 <= limit <= LIMIT_MAX:
+            raise InvalidOption("limit", "out of range", limit=f"1–{LIMIT_MAX}")
+        states = list(where.states) or sorted(LIVE)
+        asked = {"queue": where.queue, "limit": limit, "before": before, **task_filter(where.task)}
+        sources = [
+            ("list_live", "live_window", [s for s in states if s in LIVE]),
+            ("list_ended", "ended_window", [s for s in states if s in ENDED and s != "dead"]),
+            ("list_dead", "dead_window", [s for s in states if s == "dead"]),
+        ]
+        rows: list[JobRow] = []
+        windows: list[int] = []
+        with self._desk.connection("jobs list") as conn:
+            for name, window, wanted in sources:
+                if wanted:
+                    found = read(conn, JobRow, name, {**asked, "states": wanted})
+                    rows += found
+                    if len(found) < limit:
+                        windows += _first(conn, window, {"before": before})
+        rows.sort(key=lambda row: -row.id)
+        if len(rows) > limit or not windows:
+            rows = rows[:limit]
+            return JobPage(rows, rows[-1].id if len(rows) == limit else None)
+        # Where one table's window ended, the others must end as well, or their rows would come twice.
+        end = max(windows)
+        return JobPage([row for row in rows if row.id >= end], end)
+
+    def get(self, job_id: int) -> JobDetail:
         """One job with everything kept of it. Raises NotFoundError."""
-        rows = self._find(job_id)
+        rows = self._desk.rows(_detail, "find_job", {"id": job_id})
         if not rows:
-            raise NotFoundError(
-                f"job {job_id}: not found; it never existed, or its history is past retention"
-            )
+            raise NotFoundError(f"job {job_id}: {GONE}")
         return rows[0]
 
-    def timeline(self, job_id: int) -> Rows:
+    def timeline(self, job_id: int) -> Sequence[TimelineEntry]:
         """One job's life, in order. Raises NotFoundError."""
-        rows = self._desk.rows("timeline", {"id": job_id})
+        rows = self._desk.rows(TimelineEntry, "timeline", {"id": job_id})
         if not rows:
-            raise NotFoundError(
-                f"job {job_id}: not found; it never existed, or its history is past retention"
-            )
+            raise NotFoundError(f"job {job_id}: {GONE}")
         return rows
 
-    def matching(
-        self, *, states: Sequence[str] = (), queue: str | None = None, task: str | None = None
-    ) -> Ids:
-        """Ids of live jobs that a filter means."""
+    def matching(self, where: JobFilter) -> Ids:
+        """Ids of live jobs that a filter means; jobs enqueued meanwhile are left alone."""
+        states = list(where.states) or None
+        if states is not None and not LIVE.issuperset(states):
+            raise InvalidOption("state", f"only live jobs can be acted on: {', '.join(sorted(LIVE))}")
         return self._desk.matching(
-            "match_live", "live_upper", {"states": list(states) or None, "queue": queue, **task_filter(task)}
+            "match_live", "live_upper", {"states": states, "queue": where.queue, **task_filter(where.task)}
         )
 
     def cancel(self, *job_ids: int, reason: str | None = None) -> dict[int, str]:
         """Cancel jobs; per id: cancelled, requested (it runs and is asked to stop), ended or unknown."""
-        return dict(self._desk.deeds("cancel_jobs", [*job_ids], reason))
+        return dict(self.each_cancel(job_ids, reason))
 
     def run_now(self, *job_ids: int, reason: str | None = None) -> dict[int, str]:
         """Make scheduled and held jobs ready; per id: freed, ready, running, ended or unknown."""
-        return dict(self._desk.deeds("run_jobs_now", [*job_ids], reason))
+        return dict(self.each_run_now(job_ids, reason))
 
-    def retry(self, job_id: int, *, reason: str | None = None) -> tuple[str, int]:
-        """Try a job again: a waiting one now (freed), a dead one as a new job (redriven). Returns verdict and job id."""
+    def each_cancel(self, job_ids: Sequence[int], reason: str | None) -> Iterator[tuple[int, str]]:
+        """As `cancel`, each verdict as its batch is committed."""
+        self._desk.need_reason(reason)
+        return self._desk.deeds("cancel_jobs", job_ids, reason)
+
+    def each_run_now(self, job_ids: Sequence[int], reason: str | None) -> Iterator[tuple[int, str]]:
+        """As `run_now`, each verdict as its batch is committed."""
+        self._desk.need_reason(reason)
+        return self._desk.deeds("run_jobs_now", job_ids, reason)
+
+    def retry(self, job_id: int, *, reason: str | None = None) -> Retried:
+        """Try a job again: a waiting one now, a dead one as a new, linked job (a second call finds the same one).
+
+        Raises ConflictError for a job that runs, or ended otherwise; NotFoundError.
+        """
         verdict = self.run_now(job_id, reason=reason)[job_id]
-        if verdict != "ended":
-            return verdict, job_id
-        rows = self._desk.deeds(
-            "redrive_jobs", [job_id], reason, queue=None, priority=None, delay_s=0.0, spacing_s=0.0
-        )
-        new_id = rows[0][2]
-        return ("ended", job_id) if new_id is None else ("redriven", int(new_id))
+        if verdict in {"freed", "ready"}:
+            return Retried(verdict, job_id)
+        if verdict == "unknown":
+            raise NotFoundError(f"job {job_id}: {GONE}")
+        if verdict == "running":
+            raise ConflictError(f"job {job_id}: it is running; cancel it first, or wait for its end")
+        options = {"queue": None, "priority": None, "delay_s": 0.0, "spacing_s": 0.0}
+        ((_, _, new_id),) = self._desk.deeds("redrive_jobs", [job_id], reason, lambda _: options)
+        if new_id is None:
+            raise ConflictError(f"job {job_id}: it has ended well or was cancelled; enqueue it anew")
+        return Retried("redriven", int(new_id))
 
     def wait(self, job_id: int, *, timeout_s: float = 60) -> Any:
         """Wait until a job has ended and return its result.
 
         Raises JobFailed or JobCancelled if it ended badly, NotFoundError, TimeoutError.
         """
-        until, step_s = time.monotonic() + timeout_s, WAIT_STEP_S
-        while True:
-            rows = self._desk.rows("job_end", {"id": job_id})
-            if not rows:
-                raise NotFoundError(
-                    f"job {job_id}: not found; it never existed, or its history is past retention"
-                )
-            state = rows[0]["state"]
-            if state == "succeeded":
-                return self.get(job_id)["result"]
-            if state == "cancelled":
-                raise JobCancelled(job_id, "cancelled")
-            if state == "dead":
-                raise JobFailed(job_id, str(rows[0]["reason"]))
-            if time.monotonic() + step_s > until:
-                raise TimeoutError(f"job {job_id}: still {state} after {timeout_s:g} s")
-            time.sleep(step_s)
-            step_s = min(step_s * 1.5, WAIT_STEP_MAX_S)
+        state = self._end_of(job_id, timeout_s)
+        if state == "succeeded":
+            return self.get(job_id).result
+        raise JobCancelled(job_id, "cancelled")
 
     def reveal(self, job_id: int, reason: str | None) -> None:
         """Write down that somebody looked at a job's argument values."""
-        self._desk.rows(
-            "note_operation",
-            {
-                "actor": self._desk.actor,
-                "via": self._desk.via,
-                "action": "reveal_args",
-                "target": f"job {job_id}",
-                "reason": reason,
-                "matched": 1,
-                "changed": 0,
-                "detail": None,
-            },
-        )
+        self._desk.need_reason(reason)
+        self._desk.note("reveal_args", f"job {job_id}", reason)
 
-    def _find(self, job_id: int) -> Rows:
-        return self._desk.rows("find_job", {"id": job_id})
-
-    def _dead_ids(self, queue: str | None, task: str | None, limit: int, before: int) -> Ids:
-        found = self._desk.matching(
-            "match_dead",
-            "dead_upper",
-            {
-                "queue": queue,
-                "age_max_s": 1e9,
-                "reason": None,
-                "error_type": None,
-                "fingerprint": None,
-                **task_filter(task),
-            },
-        )
-        return [job_id for job_id in reversed(found) if job_id < before][:limit]
+    def _end_of(self, job_id: int, timeout_s: float) -> str:
+        """The state in which a job ended, once it has; a dead one raises."""
+        until, step_s = time.monotonic() + timeout_s, WAIT_STEP_S
+        with self._desk.connection("jobs wait") as conn:
+            while True:
+                row = conn.execute(statement("job_end"), {"id": job_id}).fetchone()
+                if row is None:
+                    raise NotFoundError(f"job {job_id}: {GONE}")
+                state, reason = row
+                if state == "dead":
+                    raise JobFailed(job_id, reason)
+                if state in ENDED:
+                    return str(state)
+                left_s = until - time.monotonic()
+                if left_s <= 0:
+                    raise TimeoutError(f"job {job_id}: still {state} after {timeout_s:g} s")
+                time.sleep(min(step_s, left_s))
+                step_s = min(step_s * 1.5, WAIT_STEP_MAX_S)
 
 
-def _as_live(row: Row) -> Row:
-    """History speaks of job_id, attempts and enqueued_at; a listing has one set of names."""
-    names = {"job_id": "id", "attempts": "attempt", "enqueued_at": "created_at", "due_at": "run_at"}
-    return {names.get(name, name): value for name, value in row.items()}
+def _detail(*, args: str, result: str | None, progress: str | None, **rest: Any) -> JobDetail:
+    return JobDetail(args=decoded(args), result=decoded(result), progress=decoded(progress), **rest)
+
+
+def _first(conn: psycopg.Connection[Any], name: str, parameters: dict[str, Any]) -> Ids:
+    row = conn.execute(statement(name), parameters).fetchone()
+    return [] if row is None else [int(row[0])]
+
+
+def _words(**facts: str | None) -> list[str]:
+    return [f"{name}:{value}" for name, value in facts.items() if value is not None]

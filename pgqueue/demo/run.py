@@ -8,6 +8,7 @@ from __future__ import annotations
 import contextlib
 import os
 import select
+import shutil
 import signal
 import sys
 import time
@@ -112,6 +113,7 @@ class _Stage:
         self._logs = logs
         self._dsn = dsn
         self._began = time.monotonic()
+        self._ended: float | None = None
         self._look_at = 0.0
         self._broken: Proof | None = None
 
@@ -128,7 +130,8 @@ class _Stage:
             )
             self._work(fleet)
             fleet.stop_api()
-            undone = None if self._signals.heard else self._drain(fleet)
+            undone = self._drain(fleet)
+            self._ended = time.monotonic()
             if hold and undone is not None:
                 code = self._finish(undone)
                 self._hold(server, fleet)
@@ -146,18 +149,19 @@ class _Stage:
             self._look(now)
             time.sleep(TICK_S)
 
-    def _drain(self, fleet: Fleet) -> int:
-        """Wait for what is left; returns how many jobs were not done in time."""
+    def _drain(self, fleet: Fleet) -> int | None:
+        """Wait for what is left; returns how many jobs were not done in time, None if a signal ended the wait."""
         began = time.monotonic()
-        while True:
+        while not self._signals.heard:
             now = time.monotonic()
-            # A deferred job counts as soon as its moment lies within what is left of the wait for such jobs.
+            # Deferred jobs that are due later than DEFERRED_WAIT_MAX_S after the end are not waited for.
             left = unfinished(self._conn, within_s=max(0.0, began + DEFERRED_WAIT_MAX_S - now))
-            if left == 0 or now > began + DRAIN_MAX_S or self._signals.heard:
+            if left == 0 or now > began + DRAIN_MAX_S:
                 return left
             fleet.look()
             self._look(now)
             time.sleep(TICK_S)
+        return None
 
     def _look(self, now: float) -> None:
         if now < self._look_at:
@@ -170,7 +174,7 @@ class _Stage:
         self._look_at = max(now + 1.0, now + LOOK_SHARE * cost_s)
 
     def _finish(self, undone: int | None) -> int:
-        elapsed_s = time.monotonic() - self._began
+        elapsed_s = (self._ended or time.monotonic()) - self._began
         numbers: Score = score(self._conn, window_s=elapsed_s + READY_MAX_S)
         # A violation that healed by itself is one all the same.
         proof = self._broken or prove(self._conn)
@@ -192,10 +196,12 @@ class _Stage:
     def _hold(self, server: EmbeddedPostgres, fleet: Fleet) -> None:
         """On a terminal: leave everything up for a while, for looking around."""
         psql = server.bin_dir / "psql"
+        unfound = shutil.which("pgqueue") is None
         for line in (
             "",
             "Server and workers stay up until you press Enter (or for ten minutes). Try in another terminal:",
             f'  export PGQUEUE_DATABASE_URL="{self._dsn}"',
+            *([f'  export PATH="{Path(sys.executable).parent}:$PATH"'] if unfound else []),
             "  pgqueue dlq groups                # what died, by cause",
             "  pgqueue dlq redrive --all --yes   # try it again",
             "  pgqueue queues list",

@@ -9,6 +9,7 @@ from __future__ import annotations
 import atexit
 import contextlib
 import os
+import sys
 import threading
 import time
 from collections import deque
@@ -16,18 +17,26 @@ from functools import cache
 from typing import Final
 
 BUFFER_LINES_MAX: Final = 10_000
+BUFFER_BYTES_MAX: Final = 8 * 1024 * 1024
 FLUSH_AT_EXIT_S: Final = 1.0
 WRITE_BYTES_MAX: Final = 65_536
 CLOSE_POLL_S: Final = 0.005
 
 
 class LogSink:
-    """Writes lines to a file descriptor from its own thread; `write` never waits and never raises."""
+    """Writes lines to a file descriptor from its own thread; `write` never waits and never raises.
 
-    def __init__(self, fd: int = 2, *, lines_max: int = BUFFER_LINES_MAX) -> None:
+    `fd` None: there is nothing to write to, and every line is only counted.
+    """
+
+    def __init__(
+        self, fd: int | None = 2, *, lines_max: int = BUFFER_LINES_MAX, bytes_max: int = BUFFER_BYTES_MAX
+    ) -> None:
         self._fd = fd
         self._lines: deque[bytes] = deque()
+        self._bytes = 0
         self._lines_max = lines_max
+        self._bytes_max = bytes_max
         self._wake = threading.Condition()
         self._thread: threading.Thread | None = None
         self._writing = False
@@ -39,10 +48,12 @@ class LogSink:
         """Take a line without its line end; drop it if the buffer is full."""
         encoded = line.encode("utf-8", "backslashreplace") + b"\n"
         with self._wake:
-            if self._closed or len(self._lines) >= self._lines_max:
+            room = len(self._lines) < self._lines_max and self._bytes + len(encoded) <= self._bytes_max
+            if self._closed or self._fd is None or not room:
                 self._drop(1)
                 return
             self._lines.append(encoded)
+            self._bytes += len(encoded)
             if self._thread is None:
                 self._thread = threading.Thread(target=self._work, name="pgqueue-log", daemon=True)
                 self._thread.start()
@@ -57,6 +68,14 @@ class LogSink:
                     return True
             time.sleep(CLOSE_POLL_S)
         return False
+
+    def start_over(self) -> None:
+        """In a forked child: what waited here is the parent's to write, and its thread did not come along."""
+        self._lines.clear()
+        self._bytes = self._untold = self.dropped = 0
+        self._wake = threading.Condition()
+        self._thread = None
+        self._writing = False
 
     def close(self) -> None:
         """Write what is left, for a second at most, and take no more."""
@@ -90,12 +109,15 @@ class LogSink:
         while self._lines and size < WRITE_BYTES_MAX:
             taken.append(self._lines.popleft())
             size += len(taken[-1])
+        self._bytes -= size
         count = len(taken)
         if self._untold:
             taken.insert(0, b'{"event":"log.dropped","level":"warning","lines_count":%d}\n' % self._untold)
         return b"".join(taken), count
 
     def _write_all(self, chunk: bytes) -> bool:
+        if self._fd is None:
+            return False
         view = memoryview(chunk)
         while view:
             try:
@@ -114,8 +136,11 @@ class LogSink:
 @cache
 def stderr_sink() -> LogSink:
     """The process's one sink; what it holds is written at exit."""
-    sink = LogSink()
+    # A program without a stderr may have any file or socket under its number.
+    sink = LogSink(None if sys.stderr is None else 2)
     atexit.register(_close_quietly, sink)
+    if hasattr(os, "register_at_fork"):
+        os.register_at_fork(after_in_child=sink.start_over)
     return sink
 
 

@@ -1,2 +1,7 @@
--- Jobs that wait for something to be lifted, and for what.
-SELECT hold_reason, queue, task, count(*) AS jobs, min(created_at) AS oldest FROM pgqueue.jobs WHERE hold_reason IS NOT NULL GROUP BY 1, 2, 3 ORDER BY 4 DESC;
+-- Jobs that wait for something to be lifted: unknown_task (no worker that claimed them knows the task; deploy one that does),
+-- suspect (their last process died; they are run alone), and others.
+SELECT hold_reason, queue, task, count(*) AS jobs, min(created_at) AS oldest, min(id) AS first_job_id
+FROM pgqueue.jobs
+WHERE hold_reason IS NOT NULL
+GROUP BY hold_reason, queue, task
+ORDER BY jobs DESC;

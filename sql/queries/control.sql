@@ -52,7 +52,7 @@ WITH looked AS MATERIALIZED (
 ), matching AS (
   SELECT l.job_id, l.task, l.queue FROM looked l
   WHERE l.redriven_as IS NULL
-    AND l.created_at >= clock_timestamp() - make_interval(secs => %(age_max_s)s)
+    AND l.created_at >= statement_timestamp() - make_interval(secs => %(age_max_s)s)
     AND (%(queue)s::text IS NULL OR l.queue = %(queue)s::text)
     AND (%(task)s::text IS NULL OR l.task = %(task)s::text)
     AND (%(task_prefix)s::text IS NULL OR starts_with(l.task, %(task_prefix)s::text))

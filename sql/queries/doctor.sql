@@ -6,11 +6,12 @@
 -- guard:     none
 -- locks:     none
 -- index:     none
--- returns:   one row
+-- returns:   one row; `sees_all`: whether this role is shown other roles' transactions
 SELECT current_setting('server_version_num')::integer AS version, pg_is_in_recovery() AS standby, current_setting('fsync') AS fsync,
   current_setting('full_page_writes') AS full_page_writes, current_setting('synchronous_commit') AS synchronous_commit,
   current_setting('autovacuum') AS autovacuum, current_setting('max_connections')::integer AS connections_max,
-  (SELECT count(*) FROM pg_stat_activity a WHERE a.backend_type = 'client backend') AS connections
+  (SELECT count(*) FROM pg_stat_activity a WHERE a.backend_type = 'client backend') AS connections,
+  pg_has_role('pg_read_all_stats', 'USAGE') AS sees_all
 
 -- name: doctor_settings
 -- purpose:   settings of roles and this database that switch the flush off
@@ -18,58 +19,93 @@ SELECT current_setting('server_version_num')::integer AS version, pg_is_in_recov
 -- guard:     none
 -- locks:     none
 -- index:     none
--- returns:   one row per override
-SELECT coalesce(r.rolname, 'every role') AS role, o.setting
+-- returns:   one row per override: whose, which setting, and the statement that takes it back
+SELECT coalesce('role ' || r.rolname, 'every role') AS whose, o.setting,
+  CASE WHEN r.rolname IS NULL THEN format('ALTER DATABASE %I RESET synchronous_commit', current_database())
+    WHEN s.setdatabase = 0 THEN format('ALTER ROLE %I RESET synchronous_commit', r.rolname)
+    ELSE format('ALTER ROLE %I IN DATABASE %I RESET synchronous_commit', r.rolname, current_database()) END AS fix
 FROM pg_db_role_setting s CROSS JOIN LATERAL unnest(s.setconfig) AS o (setting)
 LEFT JOIN pg_roles r ON r.oid = s.setrole
 WHERE o.setting IN ('synchronous_commit=off', 'synchronous_commit=local')
   AND s.setdatabase IN (0, (SELECT d.oid FROM pg_database d WHERE d.datname = current_database()))
+ORDER BY 1
 
 -- name: doctor_tables
--- purpose:   unlogged tables, invalid indexes, triggers and foreign keys where none belong
+-- purpose:   unlogged tables, indexes left invalid, triggers on jobs, tables that autovacuum leaves alone
 -- called by: control/doctor
 -- guard:     none
 -- locks:     none
 -- index:     none
--- returns:   what and name
-SELECT 'unlogged' AS what, c.relname::text AS name FROM pg_class c JOIN pg_namespace n ON n.oid = c.relnamespace
+-- returns:   what, which, and the statement that mends it
+SELECT 'unlogged table' AS what, c.relname::text AS name, format('ALTER TABLE pgqueue.%I SET LOGGED', c.relname) AS fix
+FROM pg_class c JOIN pg_namespace n ON n.oid = c.relnamespace
 WHERE n.nspname = 'pgqueue' AND c.relkind = 'r' AND c.relpersistence = 'u'
 UNION ALL
-SELECT 'invalid index', i.indexrelid::regclass::text FROM pg_index i JOIN pg_class c ON c.oid = i.indrelid JOIN pg_namespace n ON n.oid = c.relnamespace
-WHERE n.nspname = 'pgqueue' AND NOT i.indisvalid
+SELECT 'invalid index', x.relname::text, format('REINDEX INDEX CONCURRENTLY pgqueue.%I', x.relname)
+FROM pg_index i JOIN pg_class x ON x.oid = i.indexrelid JOIN pg_namespace n ON n.oid = x.relnamespace
+WHERE n.nspname = 'pgqueue' AND x.relkind = 'i' AND NOT (i.indisvalid AND i.indisready)
 UNION ALL
-SELECT 'trigger', t.tgname::text FROM pg_trigger t WHERE t.tgrelid = 'pgqueue.jobs'::regclass AND NOT t.tgisinternal
+SELECT 'trigger on jobs', t.tgname::text, format('DROP TRIGGER %I ON pgqueue.jobs', t.tgname)
+FROM pg_trigger t WHERE t.tgrelid = 'pgqueue.jobs'::regclass AND NOT t.tgisinternal
+UNION ALL
+SELECT 'table without autovacuum', c.relname::text, format('ALTER TABLE pgqueue.%I RESET (autovacuum_enabled)', c.relname)
+FROM pg_class c JOIN pg_namespace n ON n.oid = c.relnamespace CROSS JOIN LATERAL pg_options_to_table(c.reloptions) o
+WHERE n.nspname = 'pgqueue' AND o.option_name = 'autovacuum_enabled' AND NOT o.option_value::boolean
+ORDER BY 1, 2
 
 -- name: doctor_partitions
--- purpose:   days made ahead, and whether rows lie in the default partition
+-- purpose:   days made ahead without a gap, of the table that has fewest, and whether rows lie in a default partition
 -- called by: control/doctor
 -- guard:     none
 -- locks:     none
 -- index:     none
 -- returns:   one row
-SELECT (SELECT count(*) FROM pg_inherits i JOIN pg_class c ON c.oid = i.inhrelid
-    WHERE i.inhparent = 'pgqueue.job_history'::regclass AND c.relname ~ '_[0-9]{8}$'
-      AND to_date(right(c.relname, 8), 'YYYYMMDD') > (clock_timestamp() AT TIME ZONE 'UTC')::date) AS ahead,
+SELECT (SELECT min(p.ahead) FROM (
+    SELECT (SELECT coalesce(min(d.day) - 1, 60) FROM generate_series(1, 60) AS d (day)
+      WHERE to_regclass(format('pgqueue.%I', t.name || to_char((clock_timestamp() AT TIME ZONE 'UTC')::date + d.day, '"_"YYYYMMDD'))) IS NULL) AS ahead
+    FROM (VALUES ('job_history'), ('job_transitions')) AS t (name)) p) AS ahead,
   EXISTS (SELECT FROM pgqueue.job_history_default) OR EXISTS (SELECT FROM pgqueue.job_transitions_default) AS default_filled
 
 -- name: doctor_transactions
--- purpose:   the oldest open transaction, whoever holds it
+-- purpose:   who holds the oldest snapshot: a session, a prepared transaction, a replication slot
 -- called by: control/doctor
 -- guard:     none
 -- locks:     none
 -- index:     none
--- returns:   one row, or none
-SELECT a.pid, coalesce(a.application_name, '') AS application, coalesce(a.state, '') AS state,
-  date_part('epoch', clock_timestamp() - a.xact_start) AS age_s
+-- returns:   at most one row of each kind: who, for how long (NULL = cannot be told), and the statement that ends it
+(SELECT format('pid %s (%s, %s)', a.pid, coalesce(nullif(a.application_name, ''), 'no name'), coalesce(a.state, 'state not shown')) AS who,
+  date_part('epoch', clock_timestamp() - a.xact_start) AS age_s, format('SELECT pg_terminate_backend(%s)', a.pid) AS fix
 FROM pg_stat_activity a
 WHERE a.xact_start IS NOT NULL AND a.pid <> pg_backend_pid() AND a.backend_type = 'client backend'
-ORDER BY a.xact_start LIMIT 1
+ORDER BY a.xact_start LIMIT 1)
+UNION ALL
+(SELECT format('prepared transaction %L', p.gid), date_part('epoch', clock_timestamp() - p.prepared), format('ROLLBACK PREPARED %L', p.gid)
+FROM pg_prepared_xacts p WHERE p.database = current_database() ORDER BY p.prepared LIMIT 1)
+UNION ALL
+(SELECT format('replication slot %s, which nobody reads', s.slot_name), NULL, format('SELECT pg_drop_replication_slot(%L)', s.slot_name)
+FROM pg_replication_slots s WHERE NOT s.active AND num_nonnulls(s.xmin, s.catalog_xmin) > 0 ORDER BY s.slot_name LIMIT 1)
 
--- name: doctor_held
--- purpose:   jobs whose task no worker knows
+-- name: doctor_waiting
+-- purpose:   jobs that wait for something nobody does: a task no worker knows, a promotion that does not come
 -- called by: control/doctor
 -- guard:     none
 -- locks:     none
--- index:     jobs_held_idx
--- returns:   (n bigint), capped at 10,001
-SELECT count(*) AS n FROM (SELECT FROM pgqueue.jobs j WHERE j.hold_reason = 'unknown_task' LIMIT 10001) c
+-- index:     jobs_held_idx, jobs_scheduled_idx
+-- returns:   one row: (held bigint, a sample of their tasks; overdue bigint, the oldest in seconds); counts end at 10,001
+SELECT (SELECT count(*) FROM (SELECT FROM pgqueue.jobs j WHERE j.hold_reason = 'unknown_task' LIMIT 10001) c) AS held,
+  (SELECT string_agg(DISTINCT s.task, ', ') FROM (SELECT j.task FROM pgqueue.jobs j WHERE j.hold_reason = 'unknown_task' LIMIT 100) s) AS tasks,
+  (SELECT count(*) FROM (SELECT FROM pgqueue.jobs j
+    WHERE j.ready_seq IS NULL AND j.hold_reason IS NULL AND j.run_at < clock_timestamp() - interval '1 minute' LIMIT 10001) c) AS overdue,
+  coalesce((SELECT date_part('epoch', clock_timestamp() - min(j.run_at)) FROM pgqueue.jobs j
+    WHERE j.ready_seq IS NULL AND j.hold_reason IS NULL), 0) AS overdue_s
+
+-- name: doctor_dead_letters
+-- purpose:   dead letters that wait for a decision
+-- called by: control/doctor
+-- guard:     none
+-- locks:     none
+-- index:     dead_letter_jobs_queue_idx
+-- returns:   per queue: how many (to 10,001), the oldest in seconds
+SELECT q.queue, (SELECT count(*) FROM (SELECT FROM pgqueue.dead_letter_jobs d WHERE d.queue = q.queue AND d.redriven_as IS NULL LIMIT 10001) c) AS n
+FROM (SELECT DISTINCT s.queue FROM (SELECT d.queue FROM pgqueue.dead_letter_jobs d WHERE d.redriven_as IS NULL LIMIT 100000) s) q
+ORDER BY 1

@@ -1,5 +1,5 @@
 -- What people ask about jobs, queues and workers. Every read is bounded: by keys, or by a window over the newest
--- 100,000 rows in which filters without an index look.
+-- 100,000 rows in which filters without an index look; callers say where a window ended.
 
 -- name: list_live
 -- purpose:   live jobs, newest first
@@ -20,6 +20,15 @@ WHERE (%(states)s::text[] IS NULL OR j.state = ANY (%(states)s::text[]))
 ORDER BY j.id DESC
 LIMIT %(limit)s
 
+-- name: live_window
+-- purpose:   where the window of list_live ends, to go on from there
+-- called by: control/jobs, when a page came back short
+-- guard:     none
+-- locks:     none
+-- index:     the primary key
+-- returns:   (id bigint), no row if the window held everything
+SELECT w.id FROM pgqueue.jobs w WHERE w.id < %(before)s ORDER BY w.id DESC OFFSET 99999 LIMIT 1
+
 -- name: list_ended
 -- purpose:   succeeded and cancelled jobs, newest first by their id
 -- called by: control/jobs
@@ -27,8 +36,8 @@ LIMIT %(limit)s
 -- locks:     none
 -- index:     job_history_job_id_idx of each partition, merged, over at most 100,000 rows
 -- returns:   one row per job
-SELECT h.job_id, h.task, h.queue, h.state, h.priority, h.attempts, h.max_attempts, h.enqueued_at, h.due_at, h.started_at, h.finished_at,
-  h.worker_id::text, NULL::text AS reason, h.idempotency_key, coalesce(h.tags, '{}') AS tags, h.parent_id, h.redrive_of,
+SELECT h.job_id AS id, h.task, h.queue, h.state, h.priority, h.attempts AS attempt, h.max_attempts, h.enqueued_at AS created_at,
+  h.due_at AS run_at, h.started_at, h.finished_at, h.worker_id::text, NULL::text AS reason, h.idempotency_key, coalesce(h.tags, '{}') AS tags, h.parent_id, h.redrive_of,
   NULL::bigint AS redriven_as, h.errors -> -1 ->> 'type' AS error_type, h.errors -> -1 ->> 'message' AS error_message
 FROM (SELECT w.* FROM pgqueue.job_history w WHERE w.job_id < %(before)s ORDER BY w.job_id DESC LIMIT 100000) h
 WHERE h.state = ANY (%(states)s::text[])
@@ -37,6 +46,41 @@ WHERE h.state = ANY (%(states)s::text[])
   AND (%(task_prefix)s::text IS NULL OR starts_with(h.task, %(task_prefix)s::text))
 ORDER BY h.job_id DESC
 LIMIT %(limit)s
+
+-- name: ended_window
+-- purpose:   where the window of list_ended ends
+-- called by: control/jobs, when a page came back short
+-- guard:     none
+-- locks:     none
+-- index:     job_history_job_id_idx of each partition
+-- returns:   (job_id bigint), no row if the window held everything
+SELECT w.job_id FROM pgqueue.job_history w WHERE w.job_id < %(before)s ORDER BY w.job_id DESC OFFSET 99999 LIMIT 1
+
+-- name: list_dead
+-- purpose:   dead jobs, newest first by their id, as list_live shows jobs
+-- called by: control/jobs
+-- guard:     none
+-- locks:     none
+-- index:     the primary key, backwards over at most 100,000 rows
+-- returns:   one row per job
+SELECT d.job_id AS id, d.task, d.queue, 'dead' AS state, d.priority, d.attempts AS attempt, d.max_attempts, d.job_created_at AS created_at,
+  d.job_created_at AS run_at, NULL::timestamptz AS started_at, d.failed_at AS finished_at, d.worker_id::text, d.reason, d.idempotency_key,
+  coalesce(d.tags, '{}') AS tags, d.parent_id, d.redrive_of, d.redriven_as, d.error_type, d.error_message
+FROM (SELECT w.* FROM pgqueue.dead_letter_jobs w WHERE w.job_id < %(before)s ORDER BY w.job_id DESC LIMIT 100000) d
+WHERE (%(queue)s::text IS NULL OR d.queue = %(queue)s::text)
+  AND (%(task)s::text IS NULL OR d.task = %(task)s::text)
+  AND (%(task_prefix)s::text IS NULL OR starts_with(d.task, %(task_prefix)s::text))
+ORDER BY d.job_id DESC
+LIMIT %(limit)s
+
+-- name: dead_window
+-- purpose:   where the window of list_dead ends
+-- called by: control/jobs, when a page came back short
+-- guard:     none
+-- locks:     none
+-- index:     the primary key
+-- returns:   (job_id bigint), no row if the window held everything
+SELECT w.job_id FROM pgqueue.dead_letter_jobs w WHERE w.job_id < %(before)s ORDER BY w.job_id DESC OFFSET 99999 LIMIT 1
 
 -- name: find_job
 -- purpose:   one job, wherever it is, with all that is kept of it
@@ -99,7 +143,7 @@ SELECT d.job_id, d.task, d.queue, d.reason, d.error_type, d.error_message, d.err
   d.redrive_of, d.redriven_as, d.redriven_at
 FROM (SELECT w.* FROM pgqueue.dead_letter_jobs w
   WHERE (w.created_at, w.job_id) < (%(before_at)s::timestamptz, %(before)s::bigint)
-    AND w.created_at >= clock_timestamp() - make_interval(secs => %(age_max_s)s)
+    AND w.created_at >= statement_timestamp() - make_interval(secs => %(age_max_s)s)
   ORDER BY w.created_at DESC, w.job_id DESC LIMIT 100000) d
 WHERE (%(waiting)s::boolean IS NOT TRUE OR d.redriven_as IS NULL)
   AND (%(queue)s::text IS NULL OR d.queue = %(queue)s::text)
@@ -110,6 +154,18 @@ WHERE (%(waiting)s::boolean IS NOT TRUE OR d.redriven_as IS NULL)
   AND (%(fingerprint)s::text IS NULL OR d.error_fingerprint = %(fingerprint)s::text)
 ORDER BY d.created_at DESC, d.job_id DESC
 LIMIT %(limit)s
+
+-- name: dead_letters_window
+-- purpose:   where the window of list_dead_letters ends
+-- called by: control/dead_letters, when a page came back short
+-- guard:     none
+-- locks:     none
+-- index:     dead_letter_jobs_created_at_idx
+-- returns:   (created_at timestamptz, job_id bigint), no row if the window held everything
+SELECT w.created_at, w.job_id FROM pgqueue.dead_letter_jobs w
+WHERE (w.created_at, w.job_id) < (%(before_at)s::timestamptz, %(before)s::bigint)
+  AND w.created_at >= statement_timestamp() - make_interval(secs => %(age_max_s)s)
+ORDER BY w.created_at DESC, w.job_id DESC OFFSET 99999 LIMIT 1
 
 -- name: find_dead_letters
 -- purpose:   dead letters by id, with all that is kept of them
@@ -193,7 +249,7 @@ WHERE w.status IN ('live', 'draining') AND %(queue)s = ANY (w.queues) AND w.beat
 
 -- name: list_workers
 -- purpose:   worker processes, the living first
--- called by: control/workers
+-- called by: control/queues
 -- guard:     none
 -- locks:     none
 -- index:     none; the table is small and old rows are forgotten
@@ -212,8 +268,9 @@ LIMIT %(limit)s
 -- guard:     none
 -- locks:     none
 -- index:     none; the tables are small
--- returns:   one row: workers alive, their slots and busy ones, counters of those that ever started, the clock
-SELECT count(*) FILTER (WHERE w.alive), coalesce(sum(w.slots) FILTER (WHERE w.alive), 0), coalesce(sum(w.busy) FILTER (WHERE w.alive), 0),
-  coalesce(sum(w.settled), 0)::bigint, coalesce(sum(w.failed), 0)::bigint, clock_timestamp()
+-- returns:   one row: workers alive, their slots and busy ones, counters of those that are remembered, the clock
+SELECT count(*) FILTER (WHERE w.alive) AS workers, coalesce(sum(w.slots) FILTER (WHERE w.alive), 0) AS slots,
+  coalesce(sum(w.busy) FILTER (WHERE w.alive), 0) AS busy, coalesce(sum(w.settled), 0)::bigint AS settled,
+  coalesce(sum(w.failed), 0)::bigint AS failed, clock_timestamp() AS clock
 FROM (SELECT v.*, v.status IN ('live', 'draining') AND v.beat_at + make_interval(secs => v.lease_s) > clock_timestamp() AS alive
   FROM pgqueue.workers v) w

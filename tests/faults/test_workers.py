@@ -19,6 +19,9 @@ from rig.proc import Proc
 from rig.wait import wait_for
 
 FOLDER = Path(__file__).parent
+KILLS_MAX = 16
+# Twice the promised five seconds: the machine is shared with the tests themselves.
+RESUMES_S = 10
 
 # Each returns no row when its promise holds.
 CHECKS = {
@@ -46,8 +49,7 @@ def conn(database: Database) -> psycopg.Connection[Any]:
     return conn
 
 
-def ask(conn: psycopg.Connection[Any], task: str, count: int, **options: Any) -> None:
-    del options
+def ask(conn: psycopg.Connection[Any], task: str, count: int) -> None:
     conn.execute(
         "INSERT INTO rig_asked SELECT pgqueue.enqueue(%s, jsonb_build_object('n', i)) FROM generate_series(1, %s) i",
         (task, count),
@@ -92,20 +94,18 @@ def test_workers_are_killed_every_second_and_each_success_has_one_effect(
     # Innocents may lose attempts to kills; the policy of the task allows for it, the catalogue tells the rescuers.
     with ExitStack() as stack:
         workers = [stack.enter_context(worker(database, "-c", "4")) for _ in range(3)]
-        until, kills = time.monotonic() + 120, 0
-        while one(conn, "SELECT count(*) FROM pgqueue.jobs") and time.monotonic() < until:
+        kills = 0
+        while one(conn, "SELECT count(*) FROM pgqueue.jobs") and kills < KILLS_MAX:
+            # The storm's own rhythm; nothing is waited for.
             time.sleep(1)
             victim = dice.randrange(len(workers))
-            os.killpg(workers[victim].pid, signal.SIGKILL) if dice.random() < 0.3 else workers[
-                victim
-            ].popen.kill()
+            if dice.random() < 0.3:  # with the processes that it started for suspects
+                os.killpg(workers[victim].pid, signal.SIGKILL)
+            else:
+                workers[victim].popen.kill()
             workers[victim].popen.wait(10)
             kills += 1
-            if kills <= 15:
-                workers[victim] = stack.enter_context(worker(database, "-c", "4"))
-            else:
-                workers[victim] = stack.enter_context(worker(database, "-c", "4"))
-                break
+            workers[victim] = stack.enter_context(worker(database, "-c", "4"))
         wait_for(
             lambda: one(conn, "SELECT count(*) FROM pgqueue.jobs") == 0,
             90,
@@ -122,20 +122,16 @@ def test_a_job_that_kills_its_process_dies_alone(database: Database, conn: psyco
     ask(conn, "good", 100)
     ask(conn, "killer", 1)
     ask(conn, "good", 100)
-    with fleet(database, 2, "-c", "4") as workers:
+    with ExitStack() as stack:
+        workers = [stack.enter_context(worker(database, "-c", "4")) for _ in range(2)]
 
         def supervised() -> bool:
             for number, process in enumerate(workers):
                 if not process.running:
-                    workers[number] = worker(database, "-c", "4").__enter__()
+                    workers[number] = stack.enter_context(worker(database, "-c", "4"))
             return bool(one(conn, "SELECT count(*) FROM pgqueue.jobs") == 0)
 
-        try:
-            wait_for(supervised, 60, what="every job to end")
-        finally:
-            for process in workers:
-                process.kill()
-                process.__exit__(None, None, None)
+        wait_for(supervised, 60, what="every job to end")
     assert conn.execute(
         "SELECT task, reason, attempts, error_type FROM pgqueue.dead_letter_jobs"
     ).fetchall() == [("killer", "worker_crash", 3, "WorkerCrash")]
@@ -192,6 +188,12 @@ def test_the_server_is_restarted_under_load(database: Database, conn: psycopg.Co
             )
             server.restart(mode)
             conn = database.connect()
+            back = one(conn, "SELECT count(*) FROM pgqueue.job_history")
+            wait_for(
+                lambda back=back: one(conn, "SELECT count(*) FROM pgqueue.job_history") > back,
+                RESUMES_S,
+                what="work to resume",
+            )
         wait_for(lambda: one(conn, "SELECT count(*) FROM pgqueue.jobs") == 0, 90, what="everything to end")
         assert all(process.running for process in workers)
     check(conn)

@@ -1,4 +1,4 @@
-"""The wheel, installed far from any checkout, migrates, enqueues and works; and holds only our files."""
+"""The wheel, installed into a fresh environment far from any checkout, migrates, enqueues and works; it holds only our files."""
 
 from __future__ import annotations
 
@@ -9,8 +9,17 @@ import sysconfig
 import zipfile
 from pathlib import Path
 
+import psycopg
 import pytest
 from rig.database import ROOT, Database
+
+# What each folder of the checkout may bring into the wheel: force-include asks no .gitignore.
+KINDS = {
+    "pgqueue": {".py", ".sql", ".typed", ".html", ".css", ".js", ".svg"},
+    "sql": {".sql"},
+    "alembic": {".py", ".sql", ".mako", ".json"},
+}
+INSIDE = {"pgqueue": "pgqueue", "sql": "pgqueue/_sql", "alembic": "pgqueue/_alembic"}
 
 
 @pytest.fixture(scope="module")
@@ -26,39 +35,61 @@ def wheel(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return found
 
 
+@pytest.fixture(scope="module")
+def installed(wheel: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """The `bin` of a fresh environment: the wheel installed, its dependencies lent by the one the tests run in."""
+    place = tmp_path_factory.mktemp("venv")
+    subprocess.run([sys.executable, "-m", "venv", "--without-pip", place], check=True, capture_output=True)
+    python = place / "bin" / "python"
+    (site,) = (place / "lib").glob("python*/site-packages")
+    # A folder named in a .pth is searched, but its own .pth files are not: the editable checkout stays out.
+    (site / "lent.pth").write_text(sysconfig.get_path("purelib") + "\n")
+    # `--ignore-installed`: the lent folder shows pip the editable install, which it must not try to replace.
+    subprocess.run(
+        [
+            *(sys.executable, "-m", "pip", "--python", python, "install", "-q"),
+            *("--no-deps", "--no-index", "--ignore-installed", wheel),
+        ],
+        check=True,
+        capture_output=True,
+    )
+    return place / "bin"
+
+
 def test_it_holds_our_files_and_no_others(wheel: Path) -> None:
-    names = zipfile.ZipFile(wheel).namelist()
-    tops = {name.split("/")[0] for name in names}
-    assert tops == {"pgqueue", wheel.name.rsplit("-py3", 1)[0] + ".dist-info"}
-    assert "pgqueue/_sql/queries/claim.sql" in names
-    assert "pgqueue/_alembic/versions/0001_heart.sql" in names
-    assert "pgqueue/py.typed" in names
-    assert not [
-        name
-        for name in names
-        if name.startswith("pgqueue/_alembic/__init__") or "tests/" in name or name.endswith(".pyc")
-    ]
+    names = {name for name in zipfile.ZipFile(wheel).namelist() if ".dist-info/" not in name}
+    expected = {
+        f"{INSIDE[top]}/{path.relative_to(ROOT / top).as_posix()}"
+        for top, kinds in KINDS.items()
+        for path in (ROOT / top).rglob("*")
+        if path.is_file() and path.suffix in kinds and "__pycache__" not in path.parts
+    }
+    assert names == expected
+    for needed in (
+        "pgqueue/_sql/queries/claim.sql",
+        "pgqueue/_alembic/versions/0001_heart.sql",
+        "pgqueue/py.typed",
+    ):
+        assert needed in names
+    # With it the folder would shadow the library of that name.
+    assert "pgqueue/_alembic/__init__.py" not in names
 
 
 def test_an_installed_wheel_works_far_from_a_checkout(
-    wheel: Path, empty_database: Database, tmp_path: Path
+    installed: Path, empty_database: Database, tmp_path: Path
 ) -> None:
-    target = tmp_path / "site"
-    with zipfile.ZipFile(wheel) as archive:
-        archive.extractall(target)
     (tmp_path / "jobs.py").write_text(
         "from pgqueue import App\napp = App()\n\n@app.task(name='t')\ndef t():\n    return 1\n"
     )
-    # The dependencies of this environment, without its editable install of the checkout.
     env = {
-        **{k: v for k, v in os.environ.items() if not k.startswith("PGQUEUE_")},
-        "PYTHONPATH": f"{target}{os.pathsep}{tmp_path}",
+        **{name: value for name, value in os.environ.items() if not name.startswith("PGQUEUE_")},
+        "PYTHONPATH": str(tmp_path),
         "PGQUEUE_DATABASE_URL": empty_database.dsn,
     }
 
-    def run(*arguments: str) -> str:
+    def run(program: str, *arguments: str) -> str:
         done = subprocess.run(
-            [sys.executable, "-m", "pgqueue", *arguments],
+            [installed / program, *arguments],
             cwd=tmp_path,
             env=env,
             capture_output=True,
@@ -68,16 +99,16 @@ def test_an_installed_wheel_works_far_from_a_checkout(
         assert done.returncode == 0, done.stderr
         return done.stdout
 
-    where = subprocess.run(
-        [sys.executable, "-c", "import pgqueue; print(pgqueue.__file__)"],
-        cwd=tmp_path,
-        env=env,
-        capture_output=True,
-        text=True,
-    )
-    assert str(target) in where.stdout
-    run("db", "upgrade")
-    run("enqueue", "t", "{}")
-    run("worker", "-A", "jobs:app", "--drain")
-    assert empty_database.one("SELECT result FROM pgqueue.job_history") == 1
-    assert sysconfig.get_path("purelib") not in where.stdout
+    for asked in (
+        "import pgqueue; print(pgqueue.__file__)",
+        "from pgqueue import migrations; print(migrations.version_locations())",
+    ):
+        assert Path(run("python", "-c", asked).strip()).is_relative_to(installed.parent)
+
+    run("pgqueue", "db", "upgrade")
+    run("pgqueue", "db", "check")
+    with psycopg.connect(empty_database.dsn, autocommit=True) as conn:
+        job = conn.execute("SELECT pgqueue.enqueue('t')").fetchone()
+    assert job is not None
+    run("pgqueue", "worker", "-A", "jobs:app", "--drain")
+    assert empty_database.one("SELECT result FROM pgqueue.job_history WHERE job_id = %s", job) == 1

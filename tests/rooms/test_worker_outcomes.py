@@ -33,7 +33,7 @@ def test_a_result_is_stored(site: Any) -> None:
         ("succeeded", {"double": 8}, 1, True, True, True),
         ("succeeded", [5, 1], 1, True, True, True),
     ]
-    assert site.app.jobs.wait(jobs[0].id) == '{"double": 8}'
+    assert site.app.jobs.wait(jobs[0].id) == {"double": 8}
     assert site.one("SELECT count(*) FROM pgqueue.claims") == 0
     assert site.one("SELECT count(*) FROM pgqueue.job_transitions") == 0  # the plain path needs no rows
 

@@ -17,6 +17,7 @@ from pgqueue.core.clean import clean_text, cut_bytes, cut_chars, hide_row_values
         ("a\r\nb\rc", "a\nb\\x0dc"),
         ("\x1b[31mred\x7f\x9b", "\\x1b[31mred\\x7f\\x9b"),
         (b"caf\xe9".decode("utf-8", "surrogateescape"), "caf\\udce9"),
+        ("\x9f\xa0", "\\x9f\xa0"),
         ("\ud800", "\\ud800"),
         ("\ud83d\ude95", "\\ud83d\\ude95"),
     ],
@@ -48,6 +49,12 @@ def test_a_cut_text_fits_and_keeps_both_ends(character, bytes_max):
         assert "bytes left out" in cut
 
 
+def test_the_note_of_a_cut_tells_how_much_is_missing():
+    head, note, tail = cut_bytes("x" * 1_000, 100).split("\n")
+    assert note == f"… {1_000 - len(head) - len(tail)} bytes left out …"
+    assert abs(len(head) - 2 * len(tail)) <= 2
+
+
 def test_a_cut_of_50_mb_keeps_the_note_within_the_limit():
     cut = cut_bytes("x" * 50_000_000, 8_192)
     assert len(cut.encode()) <= 8_192
@@ -68,6 +75,7 @@ def test_characters_are_cut_in_the_middle():
         ("bad row\nDETAIL:  Failing row contains (1, hunter2\n, hunter2).\nHINT:  Fix it.", ("bad row", "HINT:  Fix it.")),
         ("bad row\nDETAIL:  (hunter2)\nCONTEXT:  PL/pgSQL", ("CONTEXT:  PL/pgSQL",)),
         (repr(ValueError("dup\nDETAIL:  Key (a)=(hunter2)\nHINT:  x")), ("ValueError", "HINT")),
+        ("DETALLE:  La clave (hunter2) existe", ("DETALLE",)),
         ("DÉTAIL : La clé (hunter2) existe", ("DÉTAIL",)),
         ("failed [SQL: INSERT …]\n[parameters: {'a': 'hunter2]\\n'}]\n(Background on this error at: https://x)", ("[SQL", "(Background")),
         ("failed\n[parameters: ('hunter2',)]", ("failed", "[parameters: hidden]")),

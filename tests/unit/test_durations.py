@@ -76,7 +76,15 @@ def test_bounds_are_accepted_and_one_beyond_is_not(value, accepted):
         assert refused.value.limit is not None
 
 
+def test_what_is_too_short_is_told_apart_from_what_is_negative():
+    with pytest.raises(InvalidTime, match="must not be negative"):
+        parse_duration(-1, field="delay")
+    with pytest.raises(InvalidTime, match="is too short"):
+        parse_duration(-1, field="every", minimum_s=1)
+
+
 def test_ten_years_are_the_longest_duration():
+    assert DURATION_S_MAX == 315_576_000
     assert parse_duration(DURATION_S_MAX, field="delay") == DURATION_S_MAX
 
 
@@ -145,3 +153,9 @@ def test_the_last_year_is_9998(year, accepted):
 def test_what_is_no_moment_is_refused(value):
     with pytest.raises(InvalidTime, match="must be a datetime"):
         check_moment(value, field="run_at")
+
+
+def test_a_text_longer_than_64_characters_is_refused_unread():
+    assert parse_duration("1d" + " " * 60 + "1h", field="x") == 90_000
+    with pytest.raises(InvalidTime, match="64 characters"):
+        parse_duration("1d" + " " * 61 + "1h", field="x")

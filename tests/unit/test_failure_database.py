@@ -118,3 +118,17 @@ def test_a_foreign_attribute_named_sqlstate_is_not_believed(code):
     error = ValueError("told")
     error.sqlstate = code
     assert describe_(error).sqlstate is None
+
+
+class ForeignDiagnostics:
+    message_primary = 7
+    sqlstate = 8
+    constraint_name = 9
+
+
+def test_a_foreign_attribute_named_diag_is_not_believed():
+    error = ValueError("told")
+    error.diag = ForeignDiagnostics()
+    assert (describe_(error).sqlstate, describe_(error).message) == (None, "told")
+    error.sqlstate = "23505"
+    assert describe_(error).message == "23505: told"

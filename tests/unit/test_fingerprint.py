@@ -128,3 +128,17 @@ def test_frames_of_this_package_and_of_installed_ones_are_left_out():
     assert module._is_own("/srv/app/tasks.py")
     assert module._is_own(__file__)
     assert own_frames(None) == ()
+
+
+def test_only_the_first_thousand_characters_of_a_message_count():
+    same, other = (fingerprint(**BASE | {"message": "x" * 1_000 + end}) for end in ("a", "b"))
+    assert same == other
+    same, other = (fingerprint(**BASE | {"message": "x" * 999 + end}) for end in ("a", "b"))
+    assert same != other
+
+
+def test_only_the_innermost_30_frames_count():
+    source = "\n".join(f"def f{n}(): f{n + 1}()" for n in range(40)) + "\ndef f40(): raise ValueError"
+    scope: dict = {}
+    exec(compile(source, "/srv/app/chain.py", "exec"), scope)
+    assert own_frames(trace_of(scope["f0"])) == tuple(f"chain.py:f{n}" for n in range(11, 41))

@@ -162,6 +162,15 @@ def test_a_bottomless_result_becomes_a_marker():
 
 
 @pytest.mark.proves("I5")
+def test_a_result_may_nest_64_levels_and_no_more():
+    value: Any = [UUID(int=1)]
+    for _ in range(63):
+        value = [value]
+    assert encode_result(value)[1] is None
+    assert "nested deeper than 64" in encode_result([value])[1]
+
+
+@pytest.mark.proves("I5")
 def test_a_result_at_its_limit_is_stored_and_one_byte_more_is_not():
     fits = "x" * (RESULT_BYTES_MAX - 2)
     assert encode_result(fits) == (f'"{fits}"', None)
@@ -175,3 +184,16 @@ def test_a_marker_holds_no_character_that_postgres_or_a_terminal_minds():
     text, warning = encode_result({"k\0\ud800\x1b" * 50: hostile()})
     assert all(character.isprintable() for character in orjson.loads(text)["pgqueue_unstorable"])
     assert "\x1b" not in warning
+
+
+@pytest.mark.proves("I5")
+@pytest.mark.parametrize(
+    "grow", [lambda inner: [inner] * 10, lambda inner: dict.fromkeys("abcdefghij", inner)]
+)
+def test_a_small_result_that_would_encode_to_a_huge_text_becomes_a_marker(grow):
+    value: Any = 0
+    for _ in range(60):
+        value = grow(value)
+    text, warning = encode_result(value)
+    assert "pgqueue_unstorable" in text
+    assert "too large" in warning

@@ -85,6 +85,7 @@ def test_a_secret_never_survives(text):
         "ride_id=7 amount_cents=1250",
         "email a@b.example, see https://example.org/a",
         "token=",
+        "postgresql://app:@db/rides",
     ],
 )
 def test_ordinary_text_is_left_alone(text):
@@ -170,6 +171,16 @@ def test_a_mapping_that_contains_itself_ends_in_the_mask():
     assert value["self"] == MASK
 
 
+def test_a_list_that_contains_itself_ends_in_the_mask():
+    loop = [1]
+    loop.append(loop)
+    value = REDACT.mapping({"loop": loop})["loop"]
+    for _ in range(63):
+        assert value[0] == 1
+        value = value[1]
+    assert value == MASK
+
+
 @pytest.mark.proves("P21", "I6")
 @pytest.mark.parametrize(
     "piece",
@@ -184,11 +195,11 @@ def test_hostile_text_costs_time_in_proportion_to_its_length(piece):
         text = piece * (length // len(piece))
         best = float("inf")
         for _ in range(3):
-            started = time.perf_counter()
+            started = time.thread_time()
             REDACT.text(text)
-            best = min(best, time.perf_counter() - started)
+            best = min(best, time.thread_time() - started)
         return best
 
     short_s, long_s = spent_s(16_384), spent_s(131_072)
-    # Eight times the text; a quadratic pattern takes 64 times as long.
-    assert long_s < max(32 * short_s, 0.05)
+    # Eight times the text; a quadratic pattern takes 64 times as long, and seconds rather than milliseconds.
+    assert long_s < max(32 * short_s, 0.25)

@@ -89,6 +89,11 @@ def test_the_number_of_retries_at_its_limits(max_retries):
     assert Retry(max_retries=max_retries).max_attempts == max_retries + 1
 
 
+def test_a_hundred_exceptions_may_be_listed():
+    names = tuple(f"E{n}" for n in range(100))
+    assert Retry(give_up_on=names).give_up_on == names
+
+
 def test_one_exception_may_stand_without_a_tuple():
     assert Retry(retry_on=ValueError).retry_on == (ValueError,)
     assert Retry(give_up_on="CardDeclined").give_up_on == ("CardDeclined",)

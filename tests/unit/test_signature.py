@@ -39,6 +39,9 @@ def keyword_only(ctx, *, ride_id, note="x"): ...
 async def asynchronous(ctx, ride_id): ...
 
 
+def open_ended_ctx(**ctx): ...
+
+
 class Callable_:
     def __call__(self, ctx, ride_id): ...
 
@@ -59,6 +62,7 @@ def wrapped(*args, **kwargs): ...
         (only_context, "ctx", set(), set()),
         (open_ended, "ctx", {"ride_id"}, None),
         (keyword_only, "ctx", {"ride_id"}, {"ride_id", "note"}),
+        (open_ended_ctx, None, set(), None),
         (asynchronous, "ctx", {"ride_id"}, {"ride_id"}),
         (Callable_(), "ctx", {"ride_id"}, {"ride_id"}),
         (Callable_().method, "ctx", {"ride_id"}, {"ride_id"}),

@@ -1,0 +1,152 @@
+"""`pgqueue stats`, `health`, `doctor`, `version`: how the whole is doing."""
+
+from __future__ import annotations
+
+import time
+from typing import TYPE_CHECKING, Annotated, Final
+
+import typer
+
+from pgqueue.cli.queues import COLUMNS, queues_of
+from pgqueue.cli.session import Output, Session, verb
+from pgqueue.errors import SchemaMismatch
+
+if TYPE_CHECKING:
+    from pgqueue.control.rows import Fleet, QueueHealth
+
+PROBE_TIMEOUT_S: Final = 2.0
+_ORDER: Final = {"FAIL": 0, "WARN": 1, "PASS": 2}
+
+
+def register(main: typer.Typer) -> None:
+    """Hang the verbs into the command line."""
+    for one in (stats, doctor, health, version):
+        verb(main)(one)
+
+
+def stats(
+    session: Session,
+    *,
+    watch: Annotated[
+        str | None,
+        typer.Option(
+            "-w",
+            "--watch",
+            metavar="EVERY",
+            help="Again and again: 2s; a bare number is seconds.",
+            show_default=False,
+        ),
+    ] = None,
+) -> None:
+    """The fleet and its queues on one screen, what is wrong first."""
+    from pgqueue.core.durations import parse_duration
+
+    every_s = None
+    if watch is not None:
+        spoken = float(watch) if watch.replace(".", "", 1).isdecimal() else watch
+        every_s = parse_duration(spoken, field="watch", minimum_s=0.1)
+    queues = queues_of(session)
+    before: Fleet | None = None
+    while True:
+        fleet, rows = queues.fleet(), queues.list()
+        strays = queues.strays()
+        if every_s is not None:
+            session.printer.clear()
+        if session.output is Output.TABLE:
+            session.printer.line(_headline(fleet, before))
+            session.printer.rows(sorted(rows, key=_wrong_first), COLUMNS, name="queue", kind="queue")
+            for stray in strays:
+                session.printer.line(f"queue {stray.queue}: jobs wait and no worker ever served it")
+        else:
+            session.printer.rows(sorted(rows, key=_wrong_first), COLUMNS, name="queue", kind="queue")
+        session.printer.flush()
+        if every_s is None:
+            return
+        before = fleet
+        time.sleep(every_s)
+
+
+def doctor(
+    session: Session,
+    *,
+    strict: Annotated[bool, typer.Option("--strict", help="A warning counts as a failure.")] = False,
+) -> int:
+    """Look over server, schema, workers and queues; each finding says how to mend it. Exit code 1 on FAIL."""
+    from pgqueue.control.doctor import SCHEMA_CHECK, examine
+
+    findings = sorted(examine(session.desk), key=lambda finding: _ORDER[finding.verdict])
+    session.printer.rows(findings, ("verdict", "check", "message", "fix"), name="check", kind="check")
+    verdicts = {finding.verdict for finding in findings}
+    if any(finding.check == SCHEMA_CHECK and finding.verdict == "FAIL" for finding in findings):
+        return SchemaMismatch.exit_code
+    return 1 if "FAIL" in verdicts or (strict and "WARN" in verdicts) else 0
+
+
+def health(
+    session: Session,
+    *,
+    queue: Annotated[str | None, typer.Option("--queue", help="Only this queue.", show_default=False)] = None,
+    max_lag: Annotated[str, typer.Option("--max-lag", help="A due job may wait so long.")] = "60s",
+    port: Annotated[
+        int | None,
+        typer.Option(
+            "--port", min=1, max=65_535, help="Ask the process on this machine instead.", show_default=False
+        ),
+    ] = None,
+) -> int:
+    """Exit code 0 if the schema fits, every queue with due jobs has a worker and none waits too long; else 1."""
+    from pgqueue.core.durations import parse_duration
+
+    max_lag_s = parse_duration(max_lag, field="max_lag")
+    problems = queues_of(session).ailments(queue, max_lag_s=max_lag_s) if port is None else _probe(port)
+    if session.output is Output.TABLE:
+        for problem in problems or ["healthy"]:
+            session.printer.line(problem)
+    else:
+        session.printer.one({"healthy": not problems, "problems": problems}, name="healthy", kind="health")
+    return 1 if problems else 0
+
+
+def version(session: Session) -> None:
+    """The versions of pgqueue, Python and the schema this code expects."""
+    import platform
+
+    from pgqueue.storage.revisions import head
+    from pgqueue.version import VERSION
+
+    session.printer.one(
+        {"pgqueue": VERSION, "python": platform.python_version(), "schema": head()},
+        name="pgqueue",
+        kind="version",
+    )
+
+
+def _headline(fleet: Fleet, before: Fleet | None) -> str:
+    rate = ""
+    if before is not None and fleet.clock > before.clock:
+        seconds = (fleet.clock - before.clock).total_seconds()
+        rate = f", {max(0, fleet.settled - before.settled) / seconds:.0f} settled/s"
+    return (
+        f"{fleet.workers} workers, {fleet.busy} of {fleet.slots} slots busy, {fleet.settled} settled,"
+        f" {fleet.failed} failed attempts{rate}"
+    )
+
+
+def _wrong_first(row: QueueHealth) -> tuple[bool, float, int, str]:
+    return (row.due == 0 or row.workers_live > 0, -row.lag_s, -row.dead_waiting, row.queue)
+
+
+def _probe(port: int) -> list[str]:
+    """What a process of this machine says about itself: nothing if it is ready."""
+    from http.client import HTTPConnection, HTTPException
+
+    connection = HTTPConnection("127.0.0.1", port, timeout=PROBE_TIMEOUT_S)
+    try:
+        connection.request("GET", "/readyz")
+        answer = connection.getresponse()
+        text = answer.read(4096).decode("utf-8", "replace").strip()
+    except (OSError, HTTPException) as error:
+        return [f"port {port}: no answer ({type(error).__name__})"]
+    finally:
+        connection.close()
+    return [] if answer.status == 200 else [f"port {port}: not ready: {text or answer.status}"]

@@ -1,0 +1,196 @@
+"""What the control room answers with: one frozen row per job, dead letter, queue, worker or moment of a life.
+
+Made by the other files of this room from named columns; read by the command line and by applications. Times are
+aware datetimes, durations seconds; `args` and `result` are decoded JSON.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from datetime import datetime
+from typing import Any
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class JobRow:
+    """One job as a listing shows it, wherever it stands. `reason`: why it is held, cancelled or dead."""
+
+    id: int
+    task: str
+    queue: str
+    state: str
+    priority: int
+    attempt: int
+    max_attempts: int
+    created_at: datetime
+    run_at: datetime
+    started_at: datetime | None
+    finished_at: datetime | None
+    worker_id: str | None
+    reason: str | None
+    idempotency_key: str | None
+    tags: Sequence[str]
+    parent_id: int | None
+    redrive_of: int | None
+    redriven_as: int | None
+    error_type: str | None
+    error_message: str | None
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class JobDetail(JobRow):
+    """One job with everything kept of it. `wait_s` and `run_s` are its last attempt's, once it has ended."""
+
+    args: Mapping[str, Any]
+    result: Any
+    headers: Mapping[str, str]
+    errors: Sequence[Mapping[str, Any]]
+    progress: Any
+    concurrency_key: str | None
+    timeout_s: float | None
+    expires_at: datetime | None
+    cancel_requested_at: datetime | None
+    wait_s: float | None
+    run_s: float | None
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class TimelineEntry:
+    """One moment of a job's life: what happened, by whom, why."""
+
+    at: datetime
+    event: str
+    from_state: str | None
+    to_state: str | None
+    reason: str | None
+    actor: str | None
+    attempt: int | None
+    detail: str | None
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class DeadLetter:
+    """One job that failed for good. `redriven_as`: the job that repeats it; None = it waits for a decision."""
+
+    job_id: int
+    task: str
+    queue: str
+    reason: str
+    error_type: str | None
+    error_message: str | None
+    error_fingerprint: str | None
+    attempts: int
+    max_attempts: int
+    priority: int
+    first_failed_at: datetime
+    failed_at: datetime
+    created_at: datetime
+    job_created_at: datetime
+    worker_id: str | None
+    idempotency_key: str | None
+    tags: Sequence[str]
+    redrive_of: int | None
+    redriven_as: int | None
+    redriven_at: datetime | None
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class DeadLetterDetail(DeadLetter):
+    """One dead letter with everything kept of it."""
+
+    args: Mapping[str, Any]
+    headers: Mapping[str, str]
+    errors: Sequence[Mapping[str, Any]]
+    traceback: str | None
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class DeadLetterGroup:
+    """Dead letters of one cause that wait for a decision."""
+
+    error_fingerprint: str | None
+    queue: str
+    task: str
+    reason: str
+    error_type: str | None
+    dead: int
+    first_at: datetime
+    last_at: datetime
+    sample_message: str | None
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class QueueHealth:
+    """One queue: what is due, how late the oldest due job is, who works on it. Counts end at 10,001."""
+
+    queue: str
+    paused: bool
+    due: int
+    due_capped: bool
+    scheduled: int
+    held: int
+    running: int
+    lag_s: float
+    workers_live: int
+    slots: int
+    dead_waiting: int
+    dead_recent: int
+    paused_at: datetime | None
+    paused_by: str | None
+    pause_reason: str | None
+    paused_until: datetime | None
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class StrayQueue:
+    """A queue that jobs wait in and no worker ever served."""
+
+    queue: str
+    lag_s: float
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class WorkerRow:
+    """One worker process. `stale`: it should have beaten by now; `has_lock`: its end is noticed at once."""
+
+    id: str
+    kind: str
+    status: str
+    stale: bool
+    host: str
+    pid: int
+    version: str
+    queues: Sequence[str]
+    slots: int
+    busy: int
+    claimed: int
+    settled: int
+    failed: int
+    started_at: datetime
+    beat_at: datetime
+    ended_at: datetime | None
+    lease_s: float
+    has_lock: bool
+    drain_requested: bool
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Fleet:
+    """Totals over the living workers, and what all that are still remembered have settled since they started."""
+
+    workers: int
+    slots: int
+    busy: int
+    settled: int
+    failed: int
+    clock: datetime
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Redriven:
+    """A dead letter, the job that repeats it (None: there is no such letter), and whether it had one before."""
+
+    job_id: int
+    redriven_as: int | None
+    redriven_before: bool
