@@ -3,23 +3,23 @@
 from __future__ import annotations
 
 import asyncio
+import os
 import threading
 import time
 from typing import Any
 
 from psycopg_pool import AsyncConnectionPool
 
-from pgqueue.core.decide import Kind
 from pgqueue.core.payload import encode_result
 from pgqueue.errors import TransactionMisuse
 from pgqueue.storage.handlers import AsyncJobConnection
 from pgqueue.storage.job_transaction import AsyncJobTransaction
 from pgqueue.worker.claimed import ClaimedJob
 from pgqueue.worker.context import AsyncJobContext
-from pgqueue.worker.executor_errors import handler_fault
+from pgqueue.worker.executor_errors import handler_fault, leave_if_forked
 from pgqueue.worker.grouped import LINGER_S
 from pgqueue.worker.grouped_async import AsyncGroupRunner
-from pgqueue.worker.outcome import Prepared, ended_badly, prepare, put_aside
+from pgqueue.worker.outcome import Prepared, ended_badly, not_to_start, prepare
 from pgqueue.worker.settler import Settler
 from pgqueue.worker.slots import Pool
 from pgqueue.worker.state import NEVER, Running, WorkerState
@@ -43,6 +43,7 @@ class AsyncExecutor:
             state, settler, lambda claim_id, limit_s: AsyncJobTransaction(connections, claim_id, limit_s)
         )
         self._loop = asyncio.new_event_loop()
+        self._pid = os.getpid()
         self._tasks: set[asyncio.Task[None]] = set()
         self._pumping = False
         self._thread = threading.Thread(target=self._serve, name="pgqueue-loop", daemon=True)
@@ -120,12 +121,10 @@ class AsyncExecutor:
 
     async def _attempt(self, job: ClaimedJob, started: float) -> None:
         state = self._state
-        if job.claim.lost or not state.may_start():
-            state.claims.settled(job.claim, job.id)
-            return
-        if job.queue in state.paused or job.expired:
-            kind, reason = (Kind.DEAD, "expired") if job.expired else (Kind.RELEASED, "released")
-            self._settler.put_other(put_aside(job, kind, reason))
+        if job.claim.lost:
+            return  # not ours to run any more; the rescue has its claim
+        if (ended := not_to_start(state, job)) is not None:
+            self._settler.put_other(ended)
             return
         prepared: Prepared | None = None
         context: AsyncJobContext | None = None
@@ -152,12 +151,14 @@ class AsyncExecutor:
                 if task.signature.takes_context
                 else task.function(**prepared.args)
             )
+            leave_if_forked(self._pid)
             await self._succeed(job, prepared, context, result, started)
         except BaseException as error:  # noqa: BLE001 - whatever a handler raises is its job's affair, and only its
+            leave_if_forked(self._pid)
             await self._fail(job, prepared, context, running, error, started)
         finally:
-            if running is not None and state.running.get(job.id) is running:
-                del state.running[job.id]
+            if running is not None:
+                state.forget(running)
 
     async def _succeed(
         self, job: ClaimedJob, prepared: Prepared, context: AsyncJobContext, result: Any, started: float

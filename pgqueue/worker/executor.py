@@ -5,6 +5,7 @@ One thread per slot. Reads as the job's way: take → prepare → run → settle
 
 from __future__ import annotations
 
+import os
 import threading
 import time
 from typing import Any, Final
@@ -18,9 +19,9 @@ from pgqueue.storage.handlers import JobConnection
 from pgqueue.storage.job_transaction import JobTransaction
 from pgqueue.worker.claimed import ClaimedJob
 from pgqueue.worker.context import JobContext
-from pgqueue.worker.executor_errors import handler_fault
+from pgqueue.worker.executor_errors import handler_fault, leave_if_forked
 from pgqueue.worker.grouped import LINGER_S, GroupRunner
-from pgqueue.worker.outcome import Ended, Prepared, ended_badly, prepare, put_aside
+from pgqueue.worker.outcome import Ended, Prepared, ended_badly, not_to_start, prepare
 from pgqueue.worker.settler import Settler
 from pgqueue.worker.slots import Pool
 from pgqueue.worker.state import NEVER, Running, WorkerState
@@ -43,6 +44,7 @@ class SyncExecutor:
         )
         self._threads: list[threading.Thread] = []
         self._number = 0
+        self._pid = os.getpid()
 
     def start(self, threads: int) -> None:
         """Start `threads` more threads."""
@@ -68,32 +70,31 @@ class SyncExecutor:
                 return
             started = time.monotonic()
             if job.task is not None and job.task.together > 1:
-                self._run_together(job, job.task.together, started)
+                kept = self._run_together(job, job.task.together, started)
             else:
-                self._run(job, started)
+                kept = self._run(job, started)
             run_s = time.monotonic() - started
-            if job.done:
+            if not kept:
+                self._state.stuck.discard(threading.get_ident())
                 return  # given up as stuck meanwhile: another thread has this slot
 
-    def _run_together(self, first: ClaimedJob, most: int, started: float) -> None:
+    def _run_together(self, first: ClaimedJob, most: int, started: float) -> bool:
         jobs = [first, *self._pool.take_along(first, most - 1)]
         if len(jobs) < most and first.task is not None and first.task.batch:
             time.sleep(LINGER_S)
             jobs += self._pool.take_along(first, most - len(jobs))
-        self._groups.run(jobs, started)
+        kept = self._groups.run(jobs, started)
         self._pool.count_along(len(jobs) - 1)
+        return kept
 
-    def _run(self, job: ClaimedJob, started: float) -> None:
+    def _run(self, job: ClaimedJob, started: float) -> bool:
+        """Run one job; False if it was given up as stuck meanwhile."""
         state = self._state
-        if job.claim.lost or not state.may_start():
-            state.claims.settled(job.claim, job.id)  # not ours to run any more; the rescue will find it
-            return
-        if job.queue in state.paused:
-            self._settler.put_other(put_aside(job, Kind.RELEASED, "released"))
-            return
-        if job.expired:
-            self._settler.put_other(put_aside(job, Kind.DEAD, "expired"))
-            return
+        if job.claim.lost:
+            return True  # not ours to run any more; the rescue has its claim
+        if (ended := not_to_start(state, job)) is not None:
+            self._settler.put_other(ended)
+            return True
         prepared: Prepared | None = None
         context: JobContext | None = None
         running: Running | None = None
@@ -117,12 +118,14 @@ class SyncExecutor:
                 if task.signature.takes_context
                 else task.function(**prepared.args)
             )
+            leave_if_forked(self._pid)
             self._succeed(job, prepared, context, result, started)
         except BaseException as error:  # noqa: BLE001 - whatever a handler raises is its job's affair, and only its
+            leave_if_forked(self._pid)
             self._fail(job, prepared, context, running, error, started)
         finally:
-            if running is not None and state.running.get(job.id) is running:
-                del state.running[job.id]
+            kept = running is None or state.forget(running)
+        return kept
 
     def _succeed(
         self, job: ClaimedJob, prepared: Prepared, context: JobContext, result: Any, started: float

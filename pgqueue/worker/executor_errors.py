@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 from typing import Final, Literal
 
 import psycopg
@@ -18,6 +19,12 @@ ENDED_INSIDE: Final = (
 )
 
 Verdict = Literal["failed", "claim_lost", "unknown"] | TransactionMisuse
+
+
+def leave_if_forked(pid: int) -> None:
+    """End a child that a handler forked and that came back from it: the sockets and the jobs are its parent's."""
+    if os.getpid() != pid:
+        os._exit(1)
 
 
 def handler_fault(error: BaseException, *, lost: bool) -> Verdict:

@@ -6,6 +6,8 @@ is tried in smaller company, down to the one job that is at fault.
 
 from __future__ import annotations
 
+import os
+import threading
 import time
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
@@ -13,15 +15,14 @@ from typing import Any, Final
 
 import psycopg
 
-from pgqueue.core.decide import Kind
 from pgqueue.core.payload import encode_result
 from pgqueue.errors import InvalidArguments, TransactionMisuse
 from pgqueue.storage.faults import Fault, classify
 from pgqueue.storage.job_transaction import JobTransaction
 from pgqueue.worker.claimed import ClaimedJob
 from pgqueue.worker.context import BatchContext, JobContext
-from pgqueue.worker.executor_errors import handler_fault
-from pgqueue.worker.outcome import Prepared, ended_badly, prepare, put_aside
+from pgqueue.worker.executor_errors import handler_fault, leave_if_forked
+from pgqueue.worker.outcome import Prepared, ended_badly, not_to_start, prepare
 from pgqueue.worker.settler import Settler, array_parameters
 from pgqueue.worker.state import NEVER, Running, WorkerState
 
@@ -45,12 +46,10 @@ def fit_members(
     """Settle what may not or cannot run, and return the rest."""
     members: list[Member] = []
     for job in jobs:
-        if job.claim.lost or not state.may_start():
-            state.claims.settled(job.claim, job.id)
-        elif job.queue in state.paused:
-            settler.put_other(put_aside(job, Kind.RELEASED, "released"))
-        elif job.expired:
-            settler.put_other(put_aside(job, Kind.DEAD, "expired"))
+        if job.claim.lost:
+            continue  # not ours to run any more; the rescue has its claim
+        if (ended := not_to_start(state, job)) is not None:
+            settler.put_other(ended)
         else:
             try:
                 members.append(
@@ -77,6 +76,15 @@ class Together:
     _state: WorkerState
     _settler: Settler
 
+    def __init__(self, state: WorkerState, settler: Settler) -> None:
+        self._state = state
+        self._settler = settler
+        self._pid = os.getpid()
+
+    def _leave(self, running: Running) -> bool:
+        """The handler is no longer at work for this run; False if the monitor has ended its jobs already."""
+        return self._state.forget(running)
+
     def _fail_one(
         self,
         member: Member,
@@ -100,11 +108,6 @@ class Together:
         else:
             self._settler.put_other(ended)
 
-    def _leave(self, running: Running) -> None:
-        for job in (running.job, *running.others):
-            if self._state.running.get(job.id) is running:
-                del self._state.running[job.id]
-
 
 class GroupRunner(Together):
     """Runs batches and groups in the calling executor thread."""
@@ -112,12 +115,13 @@ class GroupRunner(Together):
     def __init__(
         self, state: WorkerState, settler: Settler, begin: Callable[[str, float | None], JobTransaction]
     ) -> None:
-        self._state = state
-        self._settler = settler
+        super().__init__(state, settler)
         self._begin = begin
+        self._slot = threading.local()
 
-    def run(self, jobs: Sequence[ClaimedJob], started: float) -> None:
-        """Run jobs of one task that share the slot."""
+    def run(self, jobs: Sequence[ClaimedJob], started: float) -> bool:
+        """Run jobs of one task that share the slot; False if a run was given up as stuck meanwhile."""
+        self._slot.kept = True
         task = jobs[0].task
         assert task is not None  # noqa: S101 - unknown tasks were put aside by the claimer
         members = fit_members(self._state, self._settler, jobs, started)
@@ -127,6 +131,13 @@ class GroupRunner(Together):
                     self._batch(group[at : at + task.batch])
         elif members:
             self._group(members)
+        kept: bool = self._slot.kept
+        return kept
+
+    def _leave(self, running: Running) -> bool:
+        left = super()._leave(running)
+        self._slot.kept = self._slot.kept and left
+        return left
 
     def _batch(self, members: list[Member]) -> None:
         started = time.monotonic()
@@ -139,6 +150,7 @@ class GroupRunner(Together):
                 task.function(context, jobs)
             else:
                 task.function(jobs)
+            leave_if_forked(self._pid)
             good = [m for m in members if m.job.id not in context.failures]
             self._commit(context, good, started)
             for member in members:
@@ -159,9 +171,10 @@ class GroupRunner(Together):
         started: float,
     ) -> None:
         """One of them is at fault: try each half by itself. Not when the fault is the connection's."""
+        leave_if_forked(self._pid)
         lost = _close(context)
         fault = classify(error, broken=lost) if isinstance(error, psycopg.Error) else None
-        if running.job.done:
+        if not self._leave(running):  # now, since each half is watched by itself
             return
         if (
             running.cancel_reason is not None
@@ -180,10 +193,12 @@ class GroupRunner(Together):
         shared, running = self._enter(members, started)
         good: list[Member] = []
         failed: list[tuple[Member, BaseException]] = []
+        ran: set[int] = set()
         try:
             for member in members:
                 if running.job.done:
                     break
+                ran.add(member.job.id)
                 began = time.monotonic()
                 own = JobContext(
                     member.job,
@@ -200,6 +215,7 @@ class GroupRunner(Together):
                     member.run_s = time.monotonic() - began
                     good.append(member)
                 except Exception as error:
+                    leave_if_forked(self._pid)
                     transaction = own.opened()
                     if transaction is not None and (transaction.lost or not transaction.undo_step()):
                         raise
@@ -207,9 +223,11 @@ class GroupRunner(Together):
             if not running.job.done:
                 self._commit(shared, good, started)
         except BaseException as error:  # noqa: BLE001
-            _close(shared)
-            if not running.job.done:
-                self._singly(members, {m.job.id: e for m, e in failed}, error, started)
+            leave_if_forked(self._pid)
+            lost = _close(shared)
+            if self._leave(running):  # now, since each that runs again is watched by itself
+                met_by = {m.job.id: e for m, e in failed}
+                self._singly(members, met_by, error, started, unknown=ran if lost else set())
             return
         finally:
             self._leave(running)
@@ -217,14 +235,23 @@ class GroupRunner(Together):
             self._fail_one(member, met, started)
 
     def _singly(
-        self, members: list[Member], failed: dict[int, BaseException], error: BaseException, started: float
+        self,
+        members: list[Member],
+        failed: dict[int, BaseException],
+        error: BaseException,
+        started: float,
+        *,
+        unknown: set[int],
     ) -> None:
-        """The transaction they shared is gone: each runs in one of its own; alone, the error is its own."""
+        """The transaction they shared is gone: each runs in one of its own; alone, the error is its own.
+
+        `unknown`: those that ran when the connection went with it. It may have been committed: they are read back.
+        """
         for member in members:
             if member.job.id in failed:
                 self._fail_one(member, failed[member.job.id], started)
-            elif len(members) == 1:
-                self._fail_one(member, error, started)
+            elif len(members) == 1 or member.job.id in unknown:
+                self._fail_one(member, error, started, lost=member.job.id in unknown)
             else:
                 self._group([member])
 
@@ -235,6 +262,7 @@ class GroupRunner(Together):
         result: Any = (
             task.function(context, **args) if task.signature.takes_context else task.function(**args)
         )
+        leave_if_forked(self._pid)
         return (
             (None, None)
             if result is None

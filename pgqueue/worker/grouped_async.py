@@ -16,6 +16,7 @@ from pgqueue.storage.faults import Fault, classify
 from pgqueue.storage.job_transaction import AsyncJobTransaction
 from pgqueue.worker.claimed import ClaimedJob
 from pgqueue.worker.context import AsyncBatchContext, AsyncJobContext
+from pgqueue.worker.executor_errors import leave_if_forked
 from pgqueue.worker.grouped import Member, Together, by_key, fit_members
 from pgqueue.worker.settler import Settler, array_parameters
 from pgqueue.worker.state import NEVER, Running, WorkerState
@@ -27,8 +28,7 @@ class AsyncGroupRunner(Together):
     def __init__(
         self, state: WorkerState, settler: Settler, begin: Callable[[str, float | None], AsyncJobTransaction]
     ) -> None:
-        self._state = state
-        self._settler = settler
+        super().__init__(state, settler)
         self._begin = begin
 
     async def run(self, jobs: Sequence[ClaimedJob], started: float, cancel: Any) -> None:
@@ -54,6 +54,7 @@ class AsyncGroupRunner(Together):
                 if task.signature.takes_context
                 else task.function(context.jobs)
             )
+            leave_if_forked(self._pid)
             await self._commit(context, [m for m in members if m.job.id not in context.failures], started)
             for member in members:
                 failure = context.failures.get(member.job.id)
@@ -73,9 +74,10 @@ class AsyncGroupRunner(Together):
         started: float,
         cancel: Any,
     ) -> None:
+        leave_if_forked(self._pid)
         lost = await _close(context)
         fault = classify(error, broken=lost) if isinstance(error, psycopg.Error) else None
-        if running.job.done:
+        if not self._leave(running):  # now, since each half is watched by itself
             return
         if (
             running.cancel_reason is not None
@@ -94,18 +96,21 @@ class AsyncGroupRunner(Together):
         shared, running = self._enter(members, started, cancel)
         good: list[Member] = []
         failed: list[tuple[Member, BaseException]] = []
+        ran: set[int] = set()
         try:
             for member in members:
                 if running.job.done:
                     break
-                await self._member(member, shared, good, failed)
+                await self._member(member, shared, good, failed, ran)
             if not running.job.done:
                 await self._commit(shared, good, started)
         except BaseException as error:  # noqa: BLE001
+            leave_if_forked(self._pid)
             lost = await _close(shared)
-            if not running.job.done:
+            if self._leave(running):  # now, since each that runs again is watched by itself
+                met_by = {m.job.id: e for m, e in failed}
                 await self._singly(
-                    members, {m.job.id: e for m, e in failed}, error, started, lost=lost, cancel=cancel
+                    members, met_by, error, started, unknown=ran if lost else set(), cancel=cancel
                 )
             return
         finally:
@@ -119,6 +124,7 @@ class AsyncGroupRunner(Together):
         shared: AsyncBatchContext,
         good: list[Member],
         failed: list[tuple[Member, BaseException]],
+        ran: set[int],
     ) -> None:
         """One member's part: a savepoint, opened before the handler since its first touch cannot await one."""
         began = time.monotonic()
@@ -132,12 +138,14 @@ class AsyncGroupRunner(Together):
             shared.deadline,
             lambda: transaction,
         )
+        ran.add(member.job.id)
         try:
             member.result, member.warning = await self._call(member, own)
             await transaction.flush()
             member.run_s = time.monotonic() - began
             good.append(member)
         except Exception as error:
+            leave_if_forked(self._pid)
             if transaction.lost or not await transaction.undo_step():
                 raise
             failed.append((member, error))
@@ -149,14 +157,14 @@ class AsyncGroupRunner(Together):
         error: BaseException,
         started: float,
         *,
-        lost: bool,
+        unknown: set[int],
         cancel: Any,
     ) -> None:
         for member in members:
             if member.job.id in failed:
                 self._fail_one(member, failed[member.job.id], started)
-            elif len(members) == 1:
-                self._fail_one(member, error, started, lost=lost)
+            elif len(members) == 1 or member.job.id in unknown:
+                self._fail_one(member, error, started, lost=member.job.id in unknown)
             else:
                 await self._group([member], cancel)
 
@@ -167,6 +175,7 @@ class AsyncGroupRunner(Together):
         result = await (
             task.function(context, **args) if task.signature.takes_context else task.function(**args)
         )
+        leave_if_forked(self._pid)
         return (
             (None, None)
             if result is None

@@ -158,6 +158,15 @@ def ended_badly(
     )
 
 
+def not_to_start(state: WorkerState, job: ClaimedJob) -> Ended | None:
+    """How a claimed job ends that must not start now; None if it may."""
+    if job.queue in state.paused or not state.may_start():
+        # Given back, not dropped: a lease that ran out unseen is renewed by the next beat, and then nobody would
+        # rescue what this process forgot. If the claim was lost in truth, the fence refuses.
+        return put_aside(job, Kind.RELEASED, "released")
+    return put_aside(job, Kind.DEAD, "expired") if job.expired else None
+
+
 def put_aside(job: ClaimedJob, kind: Kind, reason: str) -> Ended:
     """A claimed job that did not start: released, held or expired."""
     return Ended(

@@ -208,11 +208,11 @@ class Worker:
             now = time.monotonic()
             for running in dict.fromkeys(r for r in list(state.running.values()) if r.deadline < now):
                 self._time_out(running)
-            if state.stuck >= STUCK_MAX_TIMES * state.slots:
+            if len(state.stuck) >= STUCK_MAX_TIMES * state.slots:
                 state.events.emit(
                     Warned(
                         "stuck",
-                        f"{state.stuck} handlers outlived their timeouts; the process leaves to be restarted",
+                        f"{len(state.stuck)} handlers outlived their timeouts; the process leaves to be restarted",
                     )
                 )
                 return 1
@@ -272,31 +272,39 @@ class Worker:
         while any(pool.running for pool in self._pools) and time.monotonic() < until and self._stops < 2:
             time.sleep(TICK_S)
         for running in dict.fromkeys(self.state.running.values()):
-            self._end(running, "shutdown")
-            for job in (running.job, *running.others):
-                settler.put_other(interrupted(running, job))
+            if self._end(running, "shutdown"):
+                for job in (running.job, *running.others):
+                    settler.put_other(interrupted(running, job))
 
     def _time_out(self, running: Running) -> None:
         ended = [timed_out(self.state, running, job) for job in (running.job, *running.others)]
-        self._end(running, "timeout")
+        if running.cancel is None:
+            self.state.stuck.add(running.thread)
+        if not self._end(running, "timeout"):
+            self.state.stuck.discard(running.thread)
+            return
         for one in ended:
             self._settler.put_other(one)
         if running.cancel is None:
-            self.state.stuck += 1
             for pool, executor in zip(self._pools, self._executors, strict=True):
                 if running.job.queue in pool.queues:
                     executor.replace_stuck()
                     return
 
-    def _end(self, running: Running, reason: str) -> None:
-        """Take the job from its handler: it may go on, but it can settle nothing any more."""
+    def _end(self, running: Running, reason: str) -> bool:
+        """Take the job from its handler: it may go on, but it can settle nothing any more.
+
+        False if the handler returned at this very moment: then nothing is taken from it.
+        """
+        if not self.state.forget(running, by="the monitor"):
+            return False
         running.deadline = NEVER
         running.context.ask_to_stop(reason)
         for job in (running.job, *running.others):
             job.done = True
-            self.state.running.pop(job.id, None)
         if running.cancel is not None and self._async is not None:
             self._async.cancel(running)
+        return True
 
     def _cancel(self, job_id: int, claim_id: str) -> None:
         running = self.state.running.get(job_id)

@@ -85,6 +85,8 @@ class Pool:
                 if self._closed:
                     return None
                 self._starved = not self._ready
+                if self._ready_async and self.running < self.slots:
+                    self.pump_async()  # the slot that just became free is theirs
                 self._idle += 1
                 if self._starved:
                     self.want_more()
@@ -170,6 +172,7 @@ class Pool:
         with self._cond:
             self.running -= 1
             self._cond.notify()
+        self.pump_async()
 
     def close(self) -> None:
         """No more jobs: waiting threads return."""

@@ -27,6 +27,8 @@ class Running:
     deadline: float
     context: Any
     cancel_reason: str | None = None
+    thread: int = field(default_factory=threading.get_ident)
+    ended_by: dict[str, str] = field(default_factory=dict)
     cancel: Any = None  # for an async handler: how to cancel its task
     others: tuple[ClaimedJob, ...] = ()  # the rest of its batch or group
 
@@ -49,7 +51,7 @@ class WorkerState:
     claimed: int = 0
     settled: int = 0
     failed: int = 0
-    stuck: int = 0
+    stuck: set[int] = field(default_factory=set)  # threads whose handler outlived its time and still runs
     suspects: int = 0
     draining: threading.Event = field(default_factory=threading.Event)
     ending: threading.Event = field(default_factory=threading.Event)
@@ -69,6 +71,14 @@ class WorkerState:
     def may_start(self) -> bool:
         """Whether this process may still believe in its claims: its lease counts from the last good beat's sending."""
         return time.monotonic() < self.lease_until
+
+    def forget(self, running: Running, by: str = "its thread") -> bool:
+        """Take a run off the list of those at work. False if another side, its thread or the monitor, came first."""
+        first = running.ended_by.setdefault("by", by)  # atomic: one of them has to end the job, and only one
+        for job in (running.job, *running.others):
+            if self.running.get(job.id) is running:
+                self.running.pop(job.id, None)
+        return first == by
 
     def trouble(self, trouble: Trouble) -> None:
         """Pass a room's connection trouble on."""

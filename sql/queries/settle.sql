@@ -85,10 +85,17 @@ SELECT pgqueue.assert_settled((SELECT count(*) FROM kept), (SELECT count(*)::int
 -- index:     the primary key only
 -- returns:   the ids that were settled; a missing one is a lost claim
 WITH asked AS MATERIALIZED (
-  SELECT s.*, clock_timestamp() AS moment
+  -- The rows are locked before anything is decided: a cancel that somebody asked for meanwhile, even one that
+  -- commits while this statement waits for it, ends a job that would have run again.
+  SELECT j.id, j.claim_id, clock_timestamp() AS moment, s.delay_s, s.max_attempts, s.buffered_s, s.run_s, s.error_type, s.error_message,
+    s.error_fingerprint, s.traceback, s.note,
+    CASE WHEN j.cancel_requested_at IS NULL THEN s.kind WHEN s.kind = 'dead' THEN s.kind ELSE 'cancelled' END AS kind,
+    CASE WHEN j.cancel_requested_at IS NULL THEN s.reason WHEN s.kind = 'dead' THEN s.reason ELSE 'cancel_requested' END AS reason
   FROM jsonb_to_recordset(%(batch)s::jsonb) AS s (id bigint, claim_id uuid, kind text, reason text, delay_s double precision,
     max_attempts smallint, buffered_s real, run_s real, error_type text, error_message text, error_fingerprint text, traceback text,
     note text)
+  JOIN pgqueue.jobs j ON j.id = s.id AND j.claim_id = s.claim_id
+  FOR UPDATE OF j
 ), again AS (
   UPDATE pgqueue.jobs j SET
     state = CASE a.kind WHEN 'released' THEN 'ready' WHEN 'held' THEN 'held' ELSE 'scheduled' END,

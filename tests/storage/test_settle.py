@@ -345,6 +345,35 @@ def test_a_cancelled_run_ends_in_history(conn: psycopg.Connection[Any], hand: Ha
     assert transitions(conn, job.id) == [("running", "cancelled", "cancel_requested")]
 
 
+@pytest.mark.proves("P19")
+@pytest.mark.parametrize("kind", ["retry", "snoozed", "released", "held"])
+def test_a_job_whose_cancel_was_asked_for_does_not_wait_for_another_run(
+    conn: psycopg.Connection[Any], hand: Hand, kind: str
+) -> None:
+    job = taken_one(hand)
+    assert conn.execute("SELECT pgqueue.cancel(%s, 'why')", [job.id]).fetchone() == ("requested",)
+    assert hand.settle(kind, job) == {job.id}
+    row = row_of(conn, "job_history", job.id)
+    assert row is not None
+    assert (row["state"], row["attempts"]) == ("cancelled", 1)
+    assert transitions(conn, job.id) == [("running", "cancelled", "cancel_requested")]
+
+
+def test_a_job_that_died_or_succeeded_before_it_heard_of_the_cancel_keeps_its_end(
+    conn: psycopg.Connection[Any], hand: Hand
+) -> None:
+    enqueue(conn), enqueue(conn)
+    died, succeeded = hand.claim()
+    for job in (died, succeeded):
+        conn.execute("SELECT pgqueue.cancel(%s, 'why')", [job.id])
+    hand.settle("dead", died, reason="rejected", error_type="Reject")
+    hand.succeed(succeeded)
+    assert places_of(conn, died.id) == ["dead_letter_jobs"]
+    row = row_of(conn, "job_history", succeeded.id)
+    assert row is not None
+    assert row["state"] == "succeeded"
+
+
 KINDS = ["retry", "snoozed", "released", "held", "dead", "cancelled"]
 
 
