@@ -1,19 +1,24 @@
-"""Runs a plan where the caller wants it: on its connection or session, or in a transaction of the App's own."""
+"""Runs a plan where the caller wants it: on its connection or session, or in a transaction of the App's own.
+
+Called by tasks, by the App and by the command line; touches the database through storage alone.
+"""
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
-from typing import Any
 
 from pgqueue.producer.plan import EnqueuePlan
-from pgqueue.storage.binding import Step, Where, run, run_async
+from pgqueue.storage.binding import AsyncWhere, Step, SyncWhere, run, run_async, run_one
 from pgqueue.storage.own_pool import OwnConnections
 
 
 @dataclass(frozen=True, slots=True)
 class Enqueued:
-    """An enqueued job. `created` is False when its idempotency key already had a job, whose id this is."""
+    """An enqueued job. `created` is False when its idempotency key already had a job, whose id this is.
+
+    `queue` is None when the database chose it, for a task that is registered elsewhere.
+    """
 
     id: int
     created: bool
@@ -21,62 +26,78 @@ class Enqueued:
     queue: str | None
 
 
-def enqueue(where: Where, plan: EnqueuePlan, *, own: OwnConnections) -> Enqueued:
-    """Enqueue one job where the caller is (None: in a transaction of `own`)."""
-    steps = [_step(plan)]
-    return _single(plan, (own.run(steps) if where is None else run(where, steps, single=True))[0])
+def enqueue(where: SyncWhere | AsyncWhere | None, plan: EnqueuePlan, *, own: OwnConnections) -> Enqueued:
+    """Enqueue one job in the transaction of `where`, or, where it is None, in one of `own`.
 
-
-async def enqueue_async(where: Where, plan: EnqueuePlan, *, own: OwnConnections) -> Enqueued:
-    """As `enqueue`, on an async connection or session."""
-    steps = [_step(plan)]
-    return _single(
-        plan, (await own.run_async(steps) if where is None else await run_async(where, steps, single=True))[0]
-    )
-
-
-def enqueue_many(where: Where, plans: Iterable[EnqueuePlan], *, own: OwnConnections) -> list[Enqueued]:
-    """Enqueue many jobs, all or none."""
-    taken: list[EnqueuePlan] = []
-    values = (
-        own.run(list(_steps(plans, taken)))
-        if where is None
-        else run(where, _steps(plans, taken), single=False)
-    )
-    return _all(taken, values)
-
-
-async def enqueue_many_async(
-    where: Where, plans: Iterable[EnqueuePlan], *, own: OwnConnections
-) -> list[Enqueued]:
-    """As `enqueue_many`, on an async connection or session."""
-    taken: list[EnqueuePlan] = []
-    steps = _steps(plans, taken)
-    values = (
-        await own.run_async(list(steps)) if where is None else await run_async(where, steps, single=False)
-    )
-    return _all(taken, values)
-
-
-def _steps(plans: Iterable[EnqueuePlan], taken: list[EnqueuePlan]) -> Iterable[Step]:
-    """The plans' statements as they come; of a plan that was sent only its size is kept."""
-    for plan in plans:
-        step = _step(plan)
-        taken.append(EnqueuePlan(plan.task, plan.queue, plan.count, plan.single, {}))
-        yield step
-
-
-def _step(plan: EnqueuePlan) -> Step:
-    return ("enqueue_one" if plan.single else "enqueue_many"), plan.parameters
-
-
-def _single(plan: EnqueuePlan, value: Any) -> Enqueued:
-    number = int(value)
+    Raises TypeError for a `where` that is not a sync connection or session, ConflictError for one that cannot run
+    a statement now. What `own` raises: DatabaseUnreachable, UnknownOutcome.
+    """
+    if where is None:
+        number = own.put_one(plan.parameters)
+    else:
+        number = run_one(where, (plan.statement, plan.parameters))
     return Enqueued(abs(number), number > 0, plan.task, plan.queue)
 
 
-def _all(plans: list[EnqueuePlan], values: list[Any]) -> list[Enqueued]:
-    done: list[Enqueued] = []
-    for plan, value in zip(plans, values, strict=True):
-        done.extend(_single(plan, number) for number in str(value).strip("{}").split(",") if number)
-    return done
+async def enqueue_async(
+    where: SyncWhere | AsyncWhere | None, plan: EnqueuePlan, *, own: OwnConnections
+) -> Enqueued:
+    """As `enqueue`, on an async connection or session."""
+    if where is None:
+        number = await own.put_one_async(plan.parameters)
+    else:
+        number = (await run_async(where, [(plan.statement, plan.parameters)], checked=True))[0]
+    return Enqueued(abs(number), number > 0, plan.task, plan.queue)
+
+
+def enqueue_many(
+    where: SyncWhere | AsyncWhere | None, plans: Iterable[EnqueuePlan], *, own: OwnConnections
+) -> list[Enqueued]:
+    """Enqueue many jobs, all or none; the result is in their order.
+
+    Plans that are not a list are made while they are sent: if one is refused, those before it are taken back to a
+    savepoint, and the caller's transaction goes on.
+    """
+    bulk = _Bulk(plans)
+    if where is None:
+        return bulk.result(own.put_many(bulk.steps()))
+    return bulk.result(run(where, bulk.steps(), checked=isinstance(plans, list)))
+
+
+async def enqueue_many_async(
+    where: SyncWhere | AsyncWhere | None, plans: Iterable[EnqueuePlan], *, own: OwnConnections
+) -> list[Enqueued]:
+    """As `enqueue_many`, on an async connection or session."""
+    bulk = _Bulk(plans)
+    if where is None:
+        return bulk.result(await own.put_many_async(bulk.steps()))
+    return bulk.result(await run_async(where, bulk.steps(), checked=isinstance(plans, list)))
+
+
+class _Bulk:
+    """Turns plans into statements as they are wanted, and their answers into the result."""
+
+    def __init__(self, plans: Iterable[EnqueuePlan]) -> None:
+        self._plans = plans
+        self._task = ""
+        self._queue: str | None = None
+
+    def steps(self) -> Iterable[Step]:
+        """The statements: a list if the plans are one, so that they can be sent again."""
+        steps = self._lazily()
+        return list(steps) if isinstance(self._plans, list) else steps
+
+    def result(self, answers: Iterable[str]) -> list[Enqueued]:
+        """The jobs, from arrays' texts such as {1,2,-3}."""
+        task, queue = self._task, self._queue
+        return [
+            Enqueued(abs(number), number > 0, task, queue)
+            for answer in answers
+            for number in map(int, answer[1:-1].split(","))
+        ]
+
+    def _lazily(self) -> Iterator[Step]:
+        for plan in self._plans:
+            # All are of one task. The plan itself is not kept: memory stays bounded.
+            self._task, self._queue = plan.task, plan.queue
+            yield plan.statement, plan.parameters

@@ -1,28 +1,37 @@
-"""Takes the producer's trace context along in a job's headers, when OpenTelemetry is installed and a span is open."""
+"""Takes the producer's trace context along in a job's headers, when OpenTelemetry is installed and a span is open.
+
+Called by producer/plan.py. It needs the API alone; the context is written by the API's propagator, never by hand.
+"""
 
 from __future__ import annotations
 
 import importlib
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from functools import cache
 from typing import Any
 
-
-@cache
-def _inject() -> Any:
-    try:
-        return importlib.import_module("opentelemetry.propagate").inject
-    except ModuleNotFoundError:
-        return None
+_Carrier = dict[str, str]
 
 
 def with_trace(headers: Mapping[str, str] | None) -> Mapping[str, str] | None:
-    """Return the headers with `traceparent` and its kin added by the configured propagator; the caller's own win."""
-    inject = _inject()
-    if inject is None:
+    """Return the headers with `traceparent` and `tracestate` added; what the caller gave wins."""
+    api = _api()
+    if api is None:
         return headers
-    carrier: dict[str, str] = {}
+    current, inject = api
+    if not current():  # no span, no baggage: nothing to take along, found out in a fraction of a microsecond
+        return headers
+    carrier: _Carrier = {}
     inject(carrier)
-    if not carrier:
-        return headers
-    return {**carrier, **(headers or {})}
+    return {**carrier, **(headers or {})} if carrier else headers
+
+
+@cache
+def _api() -> tuple[Callable[[], Any], Callable[[_Carrier], None]] | None:
+    try:
+        context = importlib.import_module("opentelemetry.context")
+        # W3C trace context alone: baggage may hold anything, and a job's row is read by many.
+        w3c = importlib.import_module("opentelemetry.trace.propagation.tracecontext")
+    except ModuleNotFoundError:
+        return None
+    return context.get_current, w3c.TraceContextTextMapPropagator().inject

@@ -1,176 +1,333 @@
-"""Connections for enqueues that name none: opened at first use, in any thread or loop, one transaction per call.
+"""Connections for enqueues that name none: opened at first use, in any thread or event loop, a transaction per call.
 
-If the answer to COMMIT is lost, the truth is read back by a receipt taken before it; never guessed.
+Called by the producer. A call is repeated while it surely was not committed; if the answer to COMMIT is lost, the
+truth is read back (own_call.py), never guessed.
 """
 
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import os
 import threading
 import time
-from collections.abc import Sequence
+import weakref
+from collections.abc import AsyncGenerator, Iterable, Mapping
+from dataclasses import dataclass, replace
 from typing import Any, Final
-from weakref import WeakKeyDictionary
 
 import psycopg
-from psycopg_pool import AsyncConnectionPool, ConnectionPool, PoolTimeout
+from psycopg.conninfo import conninfo_to_dict
+from psycopg_pool import AsyncConnectionPool, ConnectionPool, PoolClosed, PoolTimeout
 
-from pgqueue.errors import DatabaseUnreachable, UnknownOutcome
+from pgqueue.errors import ConfigurationError, DatabaseUnreachable
 from pgqueue.storage.binding import Step
-from pgqueue.storage.connect import PRODUCER, connect, connect_arguments, place_of
-from pgqueue.storage.faults import Fault, classify, summary_of
+from pgqueue.storage.connect import (
+    PRODUCER,
+    connect,
+    connect_arguments,
+    is_pooled,
+    place_of,
+    session_settings,
+    unreachable,
+)
+from pgqueue.storage.deadline import deadline
+from pgqueue.storage.own_call import After, Call, read_back
 from pgqueue.storage.statements import statement
 
 SIZE_MAX: Final = 4
-RESOLVE_S: Final = 10.0
-_PAUSE_S: Final = 0.2
+CALL_S: Final = 15.0
+"""The client's own limit for one statement, above the server's: a stopped server keeps no clock."""
+
+# A bulk's generator may think for a while between two chunks. Every name in our statements is qualified.
+_ROLE: Final = replace(PRODUCER, idle_in_transaction_ms=60_000, pins_search_path=True)
+# The one statement for all single jobs: beside two round trips more, parameters cost nothing.
+_NOT_GIVEN: Final = dict.fromkeys(
+    (
+        "delay_s",
+        "run_at",
+        "key",
+        "key_ttl_s",
+        "headers",
+        "retry",
+        "timeout_s",
+        "expires_at",
+        "concurrency_key",
+        "tags",
+        "parent_id",
+    )
+)
+_SyncPool = ConnectionPool[psycopg.Connection[Any]]
+_AsyncPool = AsyncConnectionPool[psycopg.AsyncConnection[Any]]
 
 
 class OwnConnections:
-    """An App's own connections. Thread-safe; a forked child makes its own; one async pool per event loop."""
+    """An App's own connections: at most four, and four per event loop. Thread-safe; a forked child opens its own."""
 
     def __init__(self, dsn: str, *, connect_timeout_s: float = 5) -> None:
         self._dsn = dsn
-        self._timeout_s = connect_timeout_s
+        self._connect_timeout_s = connect_timeout_s
+        self._pooled: bool | None = (
+            None  # whether a transaction pooler stands between; None: never connected yet
+        )
         self._lock = threading.Lock()
-        self._pool: ConnectionPool[psycopg.Connection[Any]] | None = None
-        self._pid = 0
-        self._async: WeakKeyDictionary[
-            asyncio.AbstractEventLoop, AsyncConnectionPool[psycopg.AsyncConnection[Any]]
-        ] = WeakKeyDictionary()
+        self._held = _Held()
+        self._loops: weakref.WeakKeyDictionary[asyncio.AbstractEventLoop, _LoopPool] = (
+            weakref.WeakKeyDictionary()
+        )
+        weakref.finalize(self, self._held.close)
+        _everyone.add(self)
 
-    def run(self, steps: Sequence[Step]) -> list[Any]:
-        """Run the steps in one transaction and commit it; returns the first value of each.
+    def put_one(self, parameters: Mapping[str, Any]) -> int:
+        """Put one job in, with the parameters of enqueue_one or enqueue_now, and return the statement's value.
 
-        Raises DatabaseUnreachable, or UnknownOutcome if the answer to COMMIT was lost and stays unknown.
+        Raises DatabaseUnreachable if no server took it within ten seconds, UnknownOutcome if the answer to COMMIT
+        was lost and the truth could not be read back.
         """
-        for attempt in (1, 2):
-            values, receipt = [], None
-            try:
-                with self._sync_pool().connection(timeout=self._timeout_s) as conn:
-                    values = [_one(conn.execute(statement(name), parameters)) for name, parameters in steps]
-                    receipt = _one(conn.execute(statement("enqueue_receipt"), {"job_id": _last_new(values)}))
-            except PoolTimeout as error:
-                raise self._unreachable(error) from error
-            except psycopg.Error as error:
-                if receipt is None or classify(error, broken=True) not in {Fault.RECONNECT, Fault.UNKNOWN}:
-                    raise
-                if self._outcome(receipt) == "absent" and attempt == 1:
-                    continue  # surely not committed: once more
-            return values
-        raise UnknownOutcome(
-            "enqueue: the connection was lost during COMMIT twice; enqueue again with an idempotency key"
-        )
+        number: int = self._run([("enqueue_one_own", {**_NOT_GIVEN, **parameters})])[0]
+        return number
 
-    async def run_async(self, steps: Sequence[Step]) -> list[Any]:
-        """As `run`, on the running event loop."""
-        for attempt in (1, 2):
-            values, receipt = [], None
-            try:
-                async with (await self._async_pool()).connection(timeout=self._timeout_s) as conn:
-                    for name, parameters in steps:
-                        values.append(
-                            _row(await (await conn.execute(statement(name), parameters)).fetchone())
-                        )
-                    receipt = _row(
-                        await (
-                            await conn.execute(statement("enqueue_receipt"), {"job_id": _last_new(values)})
-                        ).fetchone()
-                    )
-            except PoolTimeout as error:
-                raise self._unreachable(error) from error
-            except psycopg.Error as error:
-                if receipt is None or classify(error, broken=True) not in {Fault.RECONNECT, Fault.UNKNOWN}:
-                    raise
-                if await asyncio.to_thread(self._outcome, receipt) == "absent" and attempt == 1:
-                    continue
-            return values
-        raise UnknownOutcome(
-            "enqueue: the connection was lost during COMMIT twice; enqueue again with an idempotency key"
-        )
+    async def put_one_async(self, parameters: Mapping[str, Any]) -> int:
+        """As `put_one`, on the running event loop."""
+        number: int = (await self._run_async([("enqueue_one_own", {**_NOT_GIVEN, **parameters})]))[0]
+        return number
+
+    def put_many(self, steps: Iterable[Step]) -> list[Any]:
+        """Run several enqueue_many in one transaction and return the value of each. Raises as `put_one`.
+
+        Steps that are not a list cannot be made again: a connection lost then is the end of the call.
+        """
+        return self._run(steps)
+
+    async def put_many_async(self, steps: Iterable[Step]) -> list[Any]:
+        """As `put_many`, on the running event loop."""
+        return await self._run_async(steps)
 
     def close(self) -> None:
-        """Close the sync connections; async ones close with their loop, or by `close_async` in it."""
-        with self._lock:
-            pool, self._pool = self._pool, None
-        if pool is not None and self._pid == os.getpid():
-            pool.close(timeout=1)
+        """Close the sync connections; those of an event loop close when it ends, or by `close_async` in it."""
+        self._held.close()
 
     async def close_async(self) -> None:
         """Close the running loop's connections."""
-        pool = self._async.pop(asyncio.get_running_loop(), None)
-        if pool is not None:
-            await pool.close(timeout=1)
+        held = self._loops.get(asyncio.get_running_loop())
+        if held is not None:
+            await held.keeper.aclose()
 
-    def _outcome(self, receipt: str) -> str:
-        """What became of a transaction: committed or absent. The old backend may still be at work on it."""
-        until = time.monotonic() + RESOLVE_S
+    def _run(self, steps: Iterable[Step]) -> list[Any]:
+        if isinstance(steps, list) and not steps:
+            return []
+        call = Call(self._dsn, repeats=isinstance(steps, list))
         while True:
+            call.begin()
+            pool, conn = self._lend(call.until)
+            after = After.DONE
             try:
-                with connect(self._dsn, PRODUCER, connect_timeout_s=self._timeout_s) as conn:
-                    verdict = str(_one(conn.execute(statement("enqueue_outcome"), {"receipt": receipt})))
-            except (psycopg.Error, DatabaseUnreachable) as error:
-                verdict = f"unknown: {summary_of(error)}"
-            if verdict in {"committed", "absent"}:
-                return verdict
-            if time.monotonic() > until:
-                raise UnknownOutcome(
-                    f"enqueue: whether it was committed is {verdict}; look before you enqueue again"
-                )
-            time.sleep(_PAUSE_S)
+                with conn.cursor() as cursor:
+                    for name, parameters in steps:
+                        call.sending = True
+                        with deadline(conn, CALL_S):
+                            call.took(cursor.execute(statement(name), parameters).fetchone())
+                        call.sending = False
+                    call.sending = True
+                    bulk = call.lacks_receipt()
+                    if bulk is not None:
+                        with deadline(conn, CALL_S):
+                            call.receipt = _first(
+                                cursor.execute(statement("enqueue_receipt"), bulk).fetchone()
+                            )
+                call.committing = True
+                with deadline(conn, CALL_S):
+                    conn.commit()
+            except psycopg.Error as error:
+                after = call.judge(error, broken=conn.broken or conn.closed)
+            finally:
+                pool.putconn(conn)
+            if after is After.READ_BACK:
+                after = call.learned(read_back(self._dsn, call.receipt, self._connect_timeout_s))
+            if after is After.DONE:
+                return call.values
+            time.sleep(call.pause_s())
 
-    def _sync_pool(self) -> ConnectionPool[psycopg.Connection[Any]]:
-        with self._lock:
-            if self._pool is None or self._pid != os.getpid():
-                self._pid = os.getpid()
-                conninfo, kwargs = self._arguments()
-                self._pool = ConnectionPool(
-                    conninfo, kwargs=kwargs, min_size=0, max_size=SIZE_MAX, open=True, name="pgqueue-enqueue"
+    async def _run_async(self, steps: Iterable[Step]) -> list[Any]:
+        if isinstance(steps, list) and not steps:
+            return []
+        call = Call(self._dsn, repeats=isinstance(steps, list))
+        while True:
+            call.begin()
+            pool, conn = await self._lend_async(call.until)
+            after = After.DONE
+            try:
+                async with conn.cursor() as cursor:
+                    for name, parameters in steps:
+                        call.sending = True
+                        async with asyncio.timeout(CALL_S):
+                            await cursor.execute(statement(name), parameters)
+                            call.took(await cursor.fetchone())
+                        call.sending = False
+                    call.sending = True
+                    bulk = call.lacks_receipt()
+                    if bulk is not None:
+                        async with asyncio.timeout(CALL_S):
+                            await cursor.execute(statement("enqueue_receipt"), bulk)
+                            call.receipt = _first(await cursor.fetchone())
+                call.committing = True
+                async with asyncio.timeout(CALL_S):
+                    await conn.commit()
+            except (psycopg.Error, TimeoutError) as error:
+                if isinstance(error, TimeoutError):
+                    await conn.close()
+                after = call.judge(error, broken=conn.broken or conn.closed)
+            finally:
+                await pool.putconn(conn)
+            if after is After.READ_BACK:
+                after = call.learned(
+                    await asyncio.to_thread(read_back, self._dsn, call.receipt, self._connect_timeout_s)
                 )
-            return self._pool
+            if after is After.DONE:
+                return call.values
+            await asyncio.sleep(call.pause_s())
 
-    async def _async_pool(self) -> AsyncConnectionPool[psycopg.AsyncConnection[Any]]:
-        loop = asyncio.get_running_loop()
-        pool = self._async.get(loop)
+    def _lend(self, until: float) -> tuple[_SyncPool, psycopg.Connection[Any]]:
+        pool = self._held.pool
         if pool is None:
-            conninfo, kwargs = self._arguments()
-            pool = AsyncConnectionPool(
-                conninfo, kwargs=kwargs, min_size=0, max_size=SIZE_MAX, open=False, name="pgqueue-enqueue"
-            )
-            self._async[loop] = pool
-            await pool.open()
-        return pool
+            self._probe()
+            with self._lock:
+                pool = self._held.pool
+                if pool is None:
+                    pool = self._held.pool = _SyncPool(
+                        **self._pool_arguments(), configure=self._configure, open=True
+                    )
+        try:
+            return pool, pool.getconn(timeout=max(until - time.monotonic(), 0.01))
+        except (PoolTimeout, PoolClosed) as error:
+            raise self._unavailable() from error
 
-    def _arguments(self) -> tuple[str, dict[str, Any]]:
-        kwargs = connect_arguments(self._dsn, PRODUCER, label="", connect_timeout_s=self._timeout_s)
-        conninfo = str(kwargs.pop("conninfo"))
-        return conninfo, {**kwargs, "autocommit": False}
+    async def _lend_async(self, until: float) -> tuple[_AsyncPool, psycopg.AsyncConnection[Any]]:
+        loop = asyncio.get_running_loop()
+        held = self._loops.get(loop)
+        if held is None:
+            await asyncio.to_thread(self._probe)
+            # No await from here until it is stored: two tasks shall not make two pools.
+            held = self._loops.get(loop)
+            if held is None:
+                pool = _AsyncPool(**self._pool_arguments(), configure=self._configure_async, open=False)
+                held = _LoopPool(pool, _keep_open(pool, self._loops, loop))
+                with self._lock:
+                    self._loops[loop] = held
+                await anext(held.keeper)
+        try:
+            await held.pool.open()
+            return held.pool, await held.pool.getconn(timeout=max(until - time.monotonic(), 0.01))
+        except (PoolTimeout, PoolClosed) as error:
+            raise (await asyncio.to_thread(self._unavailable)) from error
 
-    def _unreachable(self, error: Exception) -> DatabaseUnreachable:
-        del error
+    def _probe(self) -> None:
+        """Connect once, so that a wrong DSN is told at once and with its cause, and a pooler is known."""
+        if self._pooled is not None:
+            return
+        try:
+            conninfo_to_dict(self._dsn)
+        except psycopg.Error:
+            raise ConfigurationError(  # the driver's message would repeat the text, and the password in it
+                "database_url: not readable; write a libpq URI (postgresql://user@host/dbname) or keywords"
+            ) from None
+        with connect(self._dsn, _ROLE, connect_timeout_s=self._connect_timeout_s, prepare=False) as conn:
+            try:
+                self._pooled = is_pooled(conn)
+            except psycopg.Error as error:
+                raise unreachable(self._dsn, error) from error
+
+    def _unavailable(self) -> DatabaseUnreachable:
+        try:
+            connect(self._dsn, _ROLE, connect_timeout_s=self._connect_timeout_s, prepare=False).close()
+        except DatabaseUnreachable as error:
+            return error
         return DatabaseUnreachable(
-            f"cannot connect to {place_of(self._dsn)} within {self._timeout_s:g} s; check the DSN and that the server runs"
+            f"{place_of(self._dsn)}: all {SIZE_MAX} connections for enqueues without one were busy for too long; "
+            "pass a connection of your own as `where`"
         )
 
+    def _pool_arguments(self) -> dict[str, Any]:
+        kwargs = connect_arguments(self._dsn, _ROLE, label="", connect_timeout_s=self._connect_timeout_s)
+        return {
+            "conninfo": str(kwargs.pop("conninfo")),
+            "kwargs": {**kwargs, "autocommit": True},
+            "min_size": 0,
+            "max_size": SIZE_MAX,
+            "name": "pgqueue-enqueue",
+        }
 
-def _one(cursor: psycopg.Cursor[Any]) -> Any:
-    return _row(cursor.fetchone())
+    def _configure(self, conn: psycopg.Connection[Any]) -> None:
+        conn.isolation_level = psycopg.IsolationLevel.READ_COMMITTED
+        if self._pooled:  # a SET would stay with the server's connection, for whoever comes next
+            conn.prepare_threshold = None
+        else:
+            for text in session_settings(_ROLE):
+                conn.execute(text)
+        conn.autocommit = False
+
+    async def _configure_async(self, conn: psycopg.AsyncConnection[Any]) -> None:
+        await conn.set_isolation_level(psycopg.IsolationLevel.READ_COMMITTED)
+        if self._pooled:
+            conn.prepare_threshold = None
+        else:
+            for text in session_settings(_ROLE):
+                await conn.execute(text)
+        await conn.set_autocommit(False)
+
+    def _after_fork(self) -> None:
+        """In a forked child: the parent's sockets must be neither used nor closed, nor its locks waited for."""
+        _inherited.append((self._held, dict(self._loops)))
+        self._lock = threading.Lock()
+        self._held = _Held()
+        self._loops = weakref.WeakKeyDictionary()
+        weakref.finalize(self, self._held.close)
 
 
-def _row(row: Any) -> Any:
+class _Held:
+    """The sync pool, apart from its owner, so that it can be closed when the owner is gone or the process ends."""
+
+    def __init__(self) -> None:
+        self.pool: _SyncPool | None = None
+        self._pid = os.getpid()
+
+    def close(self) -> None:
+        pool, self.pool = self.pool, None
+        if pool is not None and self._pid == os.getpid():
+            pool.close(timeout=1)
+
+
+@dataclass(frozen=True, slots=True)
+class _LoopPool:
+    pool: _AsyncPool
+    keeper: AsyncGenerator[None, None]
+
+
+async def _keep_open(
+    pool: _AsyncPool,
+    loops: weakref.WeakKeyDictionary[asyncio.AbstractEventLoop, _LoopPool],
+    loop: asyncio.AbstractEventLoop,
+) -> AsyncGenerator[None, None]:
+    """Waits at its yield: a loop that ends closes its generators, and so its connections."""
+    try:
+        yield
+    finally:
+        loops.pop(loop, None)
+        await pool.close(timeout=1)
+
+
+def _first(row: tuple[Any, ...] | None) -> str | None:
     return None if row is None else row[0]
 
 
-def _last_new(values: Sequence[Any]) -> int | None:
-    """The id of a job that this transaction made: the receipt is about that one."""
-    for value in reversed(values):
-        ids = (
-            [value]
-            if isinstance(value, int)
-            else [int(part) for part in str(value).strip("{}").split(",") if part]
-        )
-        for job_id in reversed(ids):
-            if job_id > 0:
-                return job_id
-    return None
+_everyone: Final[weakref.WeakSet[OwnConnections]] = weakref.WeakSet()
+_inherited: Final[list[object]] = []  # kept for ever: collecting them would close the parent's sockets
+
+
+def _forget_the_parents() -> None:
+    for own in list(_everyone):
+        own._after_fork()  # noqa: SLF001 - the module's own
+
+
+with contextlib.suppress(AttributeError):  # there is no fork on Windows
+    os.register_at_fork(after_in_child=_forget_the_parents)
