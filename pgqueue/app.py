@@ -5,22 +5,27 @@ from __future__ import annotations
 import importlib
 import sys
 from collections.abc import Callable, Mapping, Sequence
+from datetime import timedelta
 from functools import cached_property
 from types import MappingProxyType
-from typing import Any, Concatenate, ParamSpec, Protocol, TypeVar, overload
+from typing import Any, Concatenate, ParamSpec, Protocol, TypeVar, Unpack, overload
 
 from pgqueue.control.dead_letters import DeadLetters
 from pgqueue.control.desk import Desk
 from pgqueue.control.jobs import Jobs
 from pgqueue.control.queues import Queues
 from pgqueue.control.rows import TimelineEntry
+from pgqueue.control.schedules import Schedules
 from pgqueue.core.events import Events
 from pgqueue.core.names import check_queue
 from pgqueue.core.registry import Registry
 from pgqueue.core.retry import Retry
-from pgqueue.errors import ConfigurationError, DuplicateTask
+from pgqueue.core.schedule import ScheduleDefinition, ScheduleOptions, define_schedule
+from pgqueue.core.signature import check_call
+from pgqueue.errors import ConfigurationError, DuplicateTask, InvalidArguments
 from pgqueue.producer.enqueue import Enqueued, enqueue, enqueue_async
 from pgqueue.producer.plan import JobOptions, TaskDefaults, plan_one
+from pgqueue.scheduler.runtime import Scheduler
 from pgqueue.settings import Settings, load_settings
 from pgqueue.storage.binding import Where
 from pgqueue.storage.own_pool import OwnConnections
@@ -170,6 +175,70 @@ class App:
     def timeline(self, job_id: int) -> Sequence[TimelineEntry]:
         """One job's life, in order. Raises NotFoundError."""
         return self.jobs.timeline(job_id)
+
+    def schedule(
+        self,
+        cron: str | None = None,
+        *,
+        every: str | float | timedelta | None = None,
+        name: str | None = None,
+        args: Mapping[str, Any] | None = None,
+        **options: Unpack[ScheduleOptions],
+    ) -> Callable[[Task[P, R]], Task[P, R]]:
+        """Put above `@app.task()`: enqueue the task at times. May be stacked, with a name each.
+
+        cron: "0 0 * * *", read in the zone `tz` (default UTC) · every: instead of it, "15m" · name: default the
+        task's · args: the job's arguments · misfire: what happens to fires that nobody handled in time: "latest"
+        (default; only the newest runs), "skip" (none that is over `grace` late, default 60s), "all" (at most
+        `max_catch_up`, default 100) · overlap: "allow", or "skip" while the last one's job lives · jitter: jobs
+        start up to so much later · starts_at, ends_at: aware datetimes · queue, priority, headers: of the jobs.
+        A process of `pgqueue scheduler` stores the schedule at its start. Raises InvalidInput, ConfigurationError.
+        """
+
+        def add(task: Task[P, R]) -> Task[P, R]:
+            if not isinstance(task, Task):
+                raise ConfigurationError("schedule: not a task; put @app.schedule above @app.task()")
+            self._check_scheduled(task.name, args or {})
+            definition = define_schedule(
+                name=name or task.name, task=task.name, cron=cron, every=every, args=args, **options
+            )
+            if definition.name in self._schedules:
+                raise ConfigurationError(f"schedule {definition.name}: defined twice; give each a name=")
+            self._schedules[definition.name] = definition
+            return task
+
+        return add
+
+    @cached_property
+    def schedules(self) -> Schedules:
+        """Schedules: list, define, pause, run now, preview."""
+        return Schedules(self._desk, self._check_scheduled)
+
+    def scheduler(self, *, app_reference: str | None = None, prune: bool = False) -> Scheduler:
+        """A scheduler with this App's schedules.
+
+        app_reference: names this App ("module:app"), so that schedules its code no longer defines are found: they
+        fire no more, and are deleted if `prune`.
+        """
+        return Scheduler(
+            self.registry(),
+            list(self._schedules.values()),
+            self.settings,
+            events=self.events,
+            defined_in=app_reference,
+            prune=prune,
+        )
+
+    @cached_property
+    def _schedules(self) -> dict[str, ScheduleDefinition]:
+        return {}
+
+    def _check_scheduled(self, name: str, args: Mapping[str, Any]) -> None:
+        task = self._tasks.get(name)
+        signature = None if task is None else task.checks_arguments
+        misfit = None if signature is None else check_call(signature, args)
+        if misfit is not None:
+            raise InvalidArguments("args", misfit)
 
     @cached_property
     def _desk(self) -> Desk:

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from dataclasses import dataclass, field
+from datetime import datetime
 
 
 @dataclass(frozen=True, slots=True)
@@ -127,6 +128,50 @@ class DutyDone:
     changed: int
 
 
+@dataclass(frozen=True, slots=True)
+class ScheduleFired:
+    """A fire was decided by this scheduler: `enqueued`, `skipped`, or `duplicate` (another one had decided it).
+
+    `late_s` is the time from the fire to the decision, by the database's clock.
+    """
+
+    schedule: str
+    run_key: str
+    fire_at: datetime
+    outcome: str
+    job_id: int | None
+    late_s: float
+    scheduler_id: str
+
+
+@dataclass(frozen=True, slots=True)
+class ScheduleMissed:
+    """Fires that the misfire policy left out, as many as one tick met; at least so many, if not `exact`."""
+
+    schedule: str
+    fires: int
+    exact: bool
+    scheduler_id: str
+
+
+@dataclass(frozen=True, slots=True)
+class ScheduleFailed:
+    """A schedule could not be fired; it is tried again, and its fires are not lost."""
+
+    schedule: str
+    cause: str
+    again_in_s: float
+
+
+@dataclass(frozen=True, slots=True)
+class LeaderChanged:
+    """A scheduler process leads from now on, or does not any more."""
+
+    scheduler_id: str
+    leads: bool
+    note: str = ""
+
+
 Event = (
     AttemptEnded
     | AttemptsSucceeded
@@ -138,6 +183,10 @@ Event = (
     | DatabaseTrouble
     | Warned
     | DutyDone
+    | ScheduleFired
+    | ScheduleMissed
+    | ScheduleFailed
+    | LeaderChanged
 )
 Listener = Callable[[object], None]
 

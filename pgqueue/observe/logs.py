@@ -28,6 +28,10 @@ from pgqueue.core.events import (
     DutyDone,
     JobHeld,
     JobsRescued,
+    LeaderChanged,
+    ScheduleFailed,
+    ScheduleFired,
+    ScheduleMissed,
     Warned,
     WorkerChanged,
 )
@@ -102,6 +106,10 @@ class LogListener:
             DatabaseTrouble: self._trouble,
             Warned: self._warned,
             DutyDone: self._duty,
+            ScheduleFired: self._fired,
+            ScheduleMissed: self._missed,
+            ScheduleFailed: self._schedule_failed,
+            LeaderChanged: self._leader,
         }
 
     def __call__(self, event: object) -> None:
@@ -208,6 +216,44 @@ class LogListener:
             duty=event.duty,
             duty_s=round(event.seconds, 6),
             changed_count=event.changed,
+        )
+
+    def _fired(self, event: ScheduleFired) -> None:
+        self._line(
+            "info",
+            "schedule.fired",
+            schedule=event.schedule,
+            run_key=event.run_key,
+            fire_at=event.fire_at.isoformat(),
+            outcome=event.outcome,
+            job_id=event.job_id,
+            late_s=round(event.late_s, 3),
+            scheduler_id=event.scheduler_id,
+        )
+
+    def _missed(self, event: ScheduleMissed) -> None:
+        self._line(
+            "warning",
+            "schedule.missed",
+            schedule=event.schedule,
+            fires_count=event.fires,
+            exact=event.exact,
+            scheduler_id=event.scheduler_id,
+        )
+
+    def _schedule_failed(self, event: ScheduleFailed) -> None:
+        self._limited(
+            f"schedule {event.schedule} {event.cause}",
+            "schedule.failed",
+            schedule=event.schedule,
+            cause=event.cause,
+            again_in_s=round(event.again_in_s, 3),
+        )
+
+    def _leader(self, event: LeaderChanged) -> None:
+        name = "leader.acquired" if event.leads else "leader.lost"
+        self._line(
+            "info", name, scheduler_id=event.scheduler_id, **({"note": event.note} if event.note else {})
         )
 
     def _limited(self, limit_key: str, name: str, /, **facts: Any) -> None:
@@ -363,6 +409,7 @@ def _facts(event: AttemptEnded) -> dict[str, Any]:
         "worker_id": event.worker_id,
         "claim_id": event.claim_id,
         "idempotency_key_hash": _hashed(event.idempotency_key),
+        "schedule": headers.get("pgqueue.schedule"),
         "correlation_id": headers.get("correlation_id"),
         **_trace(headers.get("traceparent")),
         "error_type": event.error_type,

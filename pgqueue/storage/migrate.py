@@ -106,11 +106,14 @@ def upgrade(dsn: str, revision: str = HEAD, *, lock_wait_s: float = LOCK_WAIT_S)
 def downgrade(dsn: str, revision: str, *, force: bool = False, lock_wait_s: float = LOCK_WAIT_S) -> None:
     """Take the database at `dsn` back to `revision` (`base` removes everything that pgqueue made).
 
-    Raises ConflictError if jobs would be lost, unless `force`; other errors as `upgrade`.
+    Raises ConflictError if jobs, or schedules that people made, would be lost, unless `force`; other errors as
+    `upgrade`.
     """
     known = [BASE, *revisions()]
     target = resolve(revision)
     with _connection(dsn) as conn:
+        if target == BASE and not force and _look(conn, known) != BASE:
+            _refuse_loss(conn)
         _walk(conn, target, known, lock_wait_s=lock_wait_s, force=force, down=True)
 
 
@@ -184,6 +187,19 @@ def _walk(
             if tries >= TABLE_LOCK_TRIES_MAX:
                 raise ConflictError(_tables_taken(conn, action, tries)) from None
             time.sleep(TABLE_LOCK_PAUSE_S)
+
+
+def _refuse_loss(conn: psycopg.Connection[Any]) -> None:
+    """Before the first step, so that nothing is taken away on the way to a revision that refuses."""
+    with explained("counting jobs"):
+        row = conn.execute(statement("migrate_at_stake")).fetchone()
+        conn.rollback()
+    loss = Loss(*row) if row else Loss(0, 0)
+    if loss.total:
+        raise ConflictError(
+            f"downgrade to base loses {loss.live} jobs and {loss.dead} dead letters that wait for a decision;"
+            " see to them first, or add --force"
+        )
 
 
 def _look(conn: psycopg.Connection[Any], known: list[str]) -> str:

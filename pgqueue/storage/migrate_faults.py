@@ -14,7 +14,7 @@ import psycopg
 from pgqueue.errors import ConfigurationError, ConflictError, DatabaseError, DatabaseUnreachable, PgQueueError
 from pgqueue.storage.faults import Fault, classify, sqlstate_of, summary_of
 
-JOBS_WOULD_BE_LOST: Final = "PQ003"
+WORK_WOULD_BE_LOST: Final = "PQ003"
 LOCK_NOT_FREE: Final = frozenset({"55P03", "40P01"})
 
 _FOREIGN: Final = (
@@ -70,10 +70,8 @@ def _verdict(error: psycopg.Error, action: str) -> PgQueueError | LocksTakenErro
     state = sqlstate_of(error)
     if state in LOCK_NOT_FREE:
         return LocksTakenError(action)
-    if state == JOBS_WOULD_BE_LOST:
-        return ConflictError(
-            f"{error.diag.message_primary}; let workers finish and decide on the dead letters, or add --force"
-        )
+    if state == WORK_WOULD_BE_LOST:
+        return ConflictError(f"{error.diag.message_primary}; see to them first, or add --force")
     kind, next_step = (
         _BY_STATE.get(state or "")
         or _BY_FAULT.get(classify(error))

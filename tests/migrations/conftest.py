@@ -16,14 +16,17 @@ from rig.database import ROOT, Database
 from pgqueue.embedded import EmbeddedPostgres
 from pgqueue.storage import migrate, revisions
 
+HEAD = revisions.head()
+NEXT = f"pgqueue_{int(HEAD[-4:]) + 1:04}"
+
 _numbers = itertools.count(1)
 
 NEXT_PY = '''"""A later release's revision."""
 from pathlib import Path
 from pgqueue.storage import frozen
 
-revision = "pgqueue_0002"
-down_revision = "pgqueue_0001"
+revision = "NEXT"
+down_revision = "HEAD"
 branch_labels = None
 depends_on = None
 code_from = "pgqueue_0001"
@@ -65,7 +68,7 @@ def blank18(pg: EmbeddedPostgres) -> Iterator[Database]:
 
 @dataclass(frozen=True, slots=True)
 class Release:
-    """Revisions as a later release ships them: ours and a second one."""
+    """Revisions as a later release ships them: ours and one more."""
 
     folder: Path
     _patch: pytest.MonkeyPatch
@@ -75,8 +78,8 @@ class Release:
         self._patch.undo()
 
     def code_from(self, revision: str) -> None:
-        """Say that the second revision may only be used by code that knows `revision`."""
-        script = self.folder / "versions" / "0002_next.py"
+        """Say that the last revision may only be used by code that knows `revision`."""
+        script = self.folder / "versions" / f"{NEXT[-4:]}_next.py"
         script.write_text(
             script.read_text().replace('code_from = "pgqueue_0001"', f'code_from = "{revision}"')
         )
@@ -84,13 +87,14 @@ class Release:
 
 @pytest.fixture
 def next_release(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Release]:
-    """The code under test knows a second revision, which adds a column to the hot table."""
+    """The code under test knows one more revision, which adds a column to the hot table."""
     folder = tmp_path / "alembic"
     shutil.copytree(ROOT / "alembic", folder, ignore=shutil.ignore_patterns("__pycache__"))
     versions = folder / "versions"
-    (versions / "0002_next.py").write_text(NEXT_PY)
-    (versions / "0002_next.sql").write_text("ALTER TABLE pgqueue.jobs ADD COLUMN note text;\n")
-    (versions / "0002_next.down.sql").write_text("ALTER TABLE pgqueue.jobs DROP COLUMN note;\n")
+    name = f"{NEXT[-4:]}_next"
+    (versions / f"{name}.py").write_text(NEXT_PY.replace("NEXT", NEXT).replace("HEAD", HEAD))
+    (versions / f"{name}.sql").write_text("ALTER TABLE pgqueue.jobs ADD COLUMN note text;\n")
+    (versions / f"{name}.down.sql").write_text("ALTER TABLE pgqueue.jobs DROP COLUMN note;\n")
     with monkeypatch.context() as patch:
         for module in (migrate, revisions):
             patch.setattr(module, "alembic_dir", lambda: folder)

@@ -1,7 +1,7 @@
 """Writes sql/schema down where installations find it: run `python tests/migrations/freeze.py` after changing it.
 
-For developers. Until the first release it makes alembic/versions/0001_heart.sql and .down.sql anew; from then
-on those never change and each change of sql/schema comes with a revision of its own. alembic/expected.json,
+For developers. Until the first release it makes the SQL files of alembic/versions anew; from then on those never
+change and each change of sql/schema comes with a revision of its own. alembic/expected.json,
 the description of the schema that `pgqueue doctor` compares a database with, is always made anew.
 """
 
@@ -19,18 +19,23 @@ from pgqueue.storage.drift import EXPECTED_FILE, describe_schema
 from pgqueue.storage.frozen import split_statements
 
 ROOT = Path(__file__).resolve().parents[2]
-FROZEN = ROOT / "alembic" / "versions" / "0001_heart.sql"
-FROZEN_DOWN = ROOT / "alembic" / "versions" / "0001_heart.down.sql"
+VERSIONS = ROOT / "alembic" / "versions"
+SCHEMA = ROOT / "sql" / "schema"
 EXPECTED = ROOT / "alembic" / EXPECTED_FILE
-# Set by the first release: 0001 is then somebody's database.
+# Set by the first release: these revisions are then somebody's database.
 RELEASED = False
+HEART = "0001_heart"
+# Schema files that came after the heart, by the revision that brings them; what Public loses is said anew in each.
+LATER = {"0002_time": ("45_schedules.sql",)}
+PRIVILEGES = "90_privileges.sql"
 MAKES_SCHEMA = "CREATE SCHEMA IF NOT EXISTS pgqueue;\n"
 
 _CREATED = re.compile(
     r"CREATE (?:OR REPLACE )?(TABLE|VIEW|SEQUENCE|FUNCTION) (pgqueue\.\w+)\b(?!\s+PARTITION OF)"
 )
 
-DOWN_HEAD = """\
+DOWN_HEADS = {
+    HEART: """\
 -- squawk-ignore-file ban-drop-table, ban-drop-function, ban-drop-view, ban-drop-sequence
 -- Takes the schema away again. It refuses while jobs would be lost; the version table and the schema itself
 -- are left to the caller, who notes the new revision in between.
@@ -47,29 +52,60 @@ BEGIN
       USING ERRCODE = 'PQ003', HINT = 'SET pgqueue.downgrade_force = ''on'' loses them';
   END IF;
 END $$;
-"""
+""",
+    "0002_time": """\
+-- squawk-ignore-file ban-drop-table, ban-drop-function, ban-drop-view
+-- Takes schedules and their fire log away again. Those that code defines come back with it; those that people
+-- made would not.
+DO $$
+DECLARE
+  made bigint;
+BEGIN
+  LOCK TABLE pgqueue.schedules IN ACCESS EXCLUSIVE MODE;
+  SELECT count(*) INTO made FROM pgqueue.schedules WHERE source <> 'code';
+  IF made > 0 AND current_setting('pgqueue.downgrade_force', true) IS DISTINCT FROM 'on' THEN
+    RAISE EXCEPTION 'downgrade to pgqueue_0001 loses % schedules that no code defines', made
+      USING ERRCODE = 'PQ003', HINT = 'SET pgqueue.downgrade_force = ''on'' loses them';
+  END IF;
+END $$;
+""",
+}
 
 
-def schema_text() -> str:
-    """The schema files in the order of their names, as one text: a fresh install."""
-    files = sorted((ROOT / "sql" / "schema").glob("*.sql"))
+def schema_text(names: set[str] | None = None) -> str:
+    """The schema files (of these names) in the order of their names, as one text: all of them are a fresh install."""
+    files = sorted(path for path in SCHEMA.glob("*.sql") if names is None or path.name in names)
     return "\n".join(path.read_text(encoding="utf-8").strip() + "\n" for path in files)
 
 
-def upgrade_text() -> str:
-    """The same without the schema itself, which the migrator makes where it is not there.
+def frozen_texts() -> dict[Path, str]:
+    """Every SQL file of alembic/versions, as it is to be."""
+    texts = {}
+    for revision in (HEART, *LATER):
+        up = upgrade_text(revision)
+        texts[VERSIONS / f"{revision}.sql"] = up
+        texts[VERSIONS / f"{revision}.down.sql"] = downgrade_text(revision, up)
+    return texts
 
-    IF NOT EXISTS asks for CREATE on the database even then, which the owner of a schema need not have.
+
+def upgrade_text(revision: str) -> str:
+    """The schema files that `revision` brings, as one text.
+
+    Without the schema itself, which the migrator makes where it is not there: IF NOT EXISTS asks for CREATE on the
+    database even then, which the owner of a schema need not have.
     """
-    text = schema_text()
+    if revision in LATER:
+        return schema_text({*LATER[revision], PRIVILEGES})
+    later = {name for names in LATER.values() for name in names}
+    text = schema_text({path.name for path in SCHEMA.glob("*.sql")} - later)
     assert text.count(MAKES_SCHEMA) == 1, f"sql/schema/00_schema.sql no longer says {MAKES_SCHEMA!r}"
     return text.replace(MAKES_SCHEMA, "")
 
 
-def downgrade_text() -> str:
-    """A DROP for each thing that `upgrade_text` makes, last made first."""
-    made = [match for one in split_statements(upgrade_text()) if (match := _CREATED.match(one))]
-    return DOWN_HEAD + "".join(f"DROP {match[1]} {match[2]};\n" for match in reversed(made))
+def downgrade_text(revision: str, up: str) -> str:
+    """A DROP for each thing that `up` makes, last made first."""
+    made = [match for one in split_statements(up) if (match := _CREATED.match(one))]
+    return DOWN_HEADS[revision] + "".join(f"DROP {match[1]} {match[2]};\n" for match in reversed(made))
 
 
 def expected_text() -> str:
@@ -86,7 +122,7 @@ def expected_text() -> str:
 def main() -> None:
     texts = {EXPECTED: expected_text()}
     if not RELEASED:
-        texts |= {FROZEN: upgrade_text(), FROZEN_DOWN: downgrade_text()}
+        texts |= frozen_texts()
     for path, text in texts.items():
         path.write_text(text, encoding="utf-8")
         print(path.relative_to(ROOT), file=sys.stderr)

@@ -13,6 +13,8 @@ from pgqueue.cli import db
 from pgqueue.errors import ConfigurationError, ConflictError, DatabaseUnreachable, InvalidOption
 from pgqueue.storage import migrate
 
+HEAD = migrate.head()
+
 pytestmark = pytest.mark.proves("I26", "OP1")
 
 
@@ -29,36 +31,36 @@ def test_a_life(blank: Database) -> None:
     assert call(blank, "current", "-o", "name").stdout == "base\n"
 
     done = call(blank, "upgrade", "--dry-run")
-    assert (done.exit_code, done.stdout, done.stderr) == (0, "", "would upgrade from base to pgqueue_0001\n")
+    assert (done.exit_code, done.stdout, done.stderr) == (0, "", f"would upgrade from base to {HEAD}\n")
     assert migrate.check(blank.dsn).kind == "missing"
 
     done = call(blank, "upgrade")
-    assert (done.exit_code, done.stdout, done.stderr) == (0, "", "upgraded from base to pgqueue_0001\n")
-    assert call(blank, "upgrade").stderr == "at pgqueue_0001 already: nothing to do\n"
-    assert call(blank, "current", "-o", "name").stdout == "pgqueue_0001\n"
+    assert (done.exit_code, done.stdout, done.stderr) == (0, "", f"upgraded from base to {HEAD}\n")
+    assert call(blank, "upgrade").stderr == f"at {HEAD} already: nothing to do\n"
+    assert call(blank, "current", "-o", "name").stdout == f"{HEAD}\n"
 
     done = call(blank, "check", "-o", "json")
     assert done.exit_code == 0
     assert json.loads(done.stdout) == {
         "state": "at_head",
-        "revision": "pgqueue_0001",
-        "expected": "pgqueue_0001",
+        "revision": HEAD,
+        "expected": HEAD,
         "usable": True,
     }
     assert (
         call(blank, "check", "-o", "csv").stdout
-        == "state,revision,expected,usable\nat_head,pgqueue_0001,pgqueue_0001,true\n"
+        == f"state,revision,expected,usable\nat_head,{HEAD},{HEAD},true\n"
     )
     assert call(blank, "check").stdout.splitlines() == [
         "state    revision      expected      usable",
-        "at_head  pgqueue_0001  pgqueue_0001  true",
+        f"at_head  {HEAD}  {HEAD}  true",
     ]
 
     blank.connect().execute("SELECT pgqueue.enqueue('t')")
     done = call(blank, "downgrade", "base", "--dry-run")
     assert (
         done.stderr
-        == "would downgrade from pgqueue_0001 to base\nwould lose 1 live jobs and 0 dead letters that wait for a decision\n"
+        == f"would downgrade from {HEAD} to base\nwould lose 1 live jobs and 0 dead letters that wait for a decision\n"
     )
     done = call(blank, "downgrade", "base")
     assert isinstance(done.exception, ConflictError)
@@ -67,7 +69,7 @@ def test_a_life(blank: Database) -> None:
     assert (done.exit_code, done.stdout) == (0, "")
     assert (
         done.stderr
-        == "downgraded from pgqueue_0001 to base\nlost 1 live jobs and 0 dead letters that wait for a decision\n"
+        == f"downgraded from {HEAD} to base\nlost 1 live jobs and 0 dead letters that wait for a decision\n"
     )
     assert call(blank, "downgrade", "base").stderr == "at base already: nothing to do\n"
 

@@ -19,6 +19,9 @@ from pgqueue.errors import (
 )
 from pgqueue.storage import migrate
 
+HEAD = migrate.head()
+NEXT = f"pgqueue_{int(HEAD[-4:]) + 1:04}"
+
 pytestmark = pytest.mark.proves("I26", "F37")
 
 
@@ -38,12 +41,12 @@ def test_missing_then_at_head(blank: Database) -> None:
     state = migrate.check(blank.dsn)
     assert (state.kind, state.found, state.usable) == ("missing", None, False)
     assert migrate.current(blank.dsn) is None
-    with pytest.raises(SchemaMismatch, match=r"not there.*pgqueue_0001.*run `pgqueue db upgrade`") as refused:
+    with pytest.raises(SchemaMismatch, match=rf"not there.*{HEAD}.*run `pgqueue db upgrade`") as refused:
         migrate.require_head(blank.connect())
     one_line(refused)
     assert refused.value.exit_code == 6
     migrate.upgrade(blank.dsn)
-    assert migrate.current(blank.dsn) == "pgqueue_0001"
+    assert migrate.current(blank.dsn) == HEAD
     assert migrate.check(blank.dsn).usable
     migrate.require_head(blank.connect())
 
@@ -70,7 +73,7 @@ def test_older_database_names_both_revisions_and_the_command(
     assert migrate.check(blank18.dsn).kind == "older"
     with pytest.raises(
         SchemaMismatch,
-        match="at revision pgqueue_0001, this code expects pgqueue_0002; run `pgqueue db upgrade`",
+        match=f"at revision {HEAD}, this code expects {NEXT}; run `pgqueue db upgrade`",
     ) as refused:
         migrate.require_head(blank18.connect())
     one_line(refused)
@@ -87,49 +90,45 @@ def test_the_release_before_runs_on_a_newer_schema_that_allows_it(
     state = migrate.check(blank18.dsn)
     assert (state.kind, state.found, state.expected, state.usable) == (
         "newer",
-        "pgqueue_0002",
-        "pgqueue_0001",
+        NEXT,
+        HEAD,
         True,
     )
     migrate.require_head(blank18.connect())
     assert blank18.one("SELECT pgqueue.enqueue('t')") > 0
-    with pytest.raises(SchemaMismatch, match="pgqueue_0002, which this code does not know"):
+    with pytest.raises(SchemaMismatch, match=f"{NEXT}, which this code does not know"):
         migrate.upgrade(blank18.dsn)
-    with pytest.raises(SchemaMismatch, match="pgqueue_0002, which this code does not know"):
+    with pytest.raises(SchemaMismatch, match=f"{NEXT}, which this code does not know"):
         migrate.downgrade(blank18.dsn, "base", force=True)
 
 
 def test_the_release_before_refuses_a_newer_schema_that_forbids_it(
     blank18: Database, next_release: Release
 ) -> None:
-    next_release.code_from("pgqueue_0002")
+    next_release.code_from(NEXT)
     migrate.upgrade(blank18.dsn)
     migrate.require_head(blank18.connect())
     next_release.go_back()
     assert migrate.check(blank18.dsn).kind == "newer_unknown"
     with pytest.raises(
         SchemaMismatch,
-        match=r"at revision pgqueue_0002.*knows pgqueue_0001.*install pgqueue ≥ one that knows pgqueue_0002",
+        match=rf"at revision {NEXT}.*knows {HEAD}.*install pgqueue ≥ one that knows {NEXT}",
     ) as refused:
         migrate.require_head(blank18.connect())
     one_line(refused)
 
 
 def test_a_step_back_takes_the_floor_back_too(blank18: Database, next_release: Release) -> None:
-    next_release.code_from("pgqueue_0002")
+    next_release.code_from(NEXT)
     migrate.upgrade(blank18.dsn)
-    migrate.downgrade(blank18.dsn, "pgqueue_0001")
+    migrate.downgrade(blank18.dsn, HEAD)
     assert blank18.one("SELECT code_from FROM pgqueue.alembic_version") == "pgqueue_0001"
-    migrate.upgrade(blank18.dsn, "pgqueue_0001")
-    with pytest.raises(
-        ConflictError, match="downgrade to pgqueue_0002: the database is at pgqueue_0001 only"
-    ):
-        migrate.downgrade(blank18.dsn, "pgqueue_0002")
+    migrate.upgrade(blank18.dsn, HEAD)
+    with pytest.raises(ConflictError, match=f"downgrade to {NEXT}: the database is at {HEAD} only"):
+        migrate.downgrade(blank18.dsn, NEXT)
     migrate.upgrade(blank18.dsn)
-    with pytest.raises(
-        ConflictError, match="upgrade to pgqueue_0001: the database is at pgqueue_0002 already"
-    ):
-        migrate.upgrade(blank18.dsn, "pgqueue_0001")
+    with pytest.raises(ConflictError, match=f"upgrade to {HEAD}: the database is at {NEXT} already"):
+        migrate.upgrade(blank18.dsn, HEAD)
 
 
 @pytest.mark.parametrize(

@@ -25,7 +25,7 @@ NO_FLOOR = -1
 LEASE_S = 15.0
 WIPED = (
     *("jobs", "claims", "job_history", "dead_letter_jobs", "job_transitions", "dedup_keys"),
-    *("queues", "tasks", "workers", "sleepers", "operator_audit"),
+    *("queues", "tasks", "workers", "sleepers", "operator_audit", "schedules", "schedule_runs"),
 )
 
 
