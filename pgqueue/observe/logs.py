@@ -1,7 +1,7 @@
-"""Log lines: how they are written (`configure_logging`), and what the rooms' events become (`LogListener`).
+"""What the rooms' events become as log lines: one canonical line per attempt, `job.settled`, and one per event.
 
-Called by the command line, and by applications that run a worker themselves. One canonical line per attempt,
-`job.settled`; arguments and results are in none. The keys of these lines are a surface that people rely on.
+Called by the command line, and by applications that run a worker themselves. Arguments and results are in no
+line. The keys of these lines are a surface that people rely on.
 """
 
 from __future__ import annotations
@@ -9,15 +9,13 @@ from __future__ import annotations
 import hashlib
 import logging
 import re
-import sys
 import threading
 import time
 from collections.abc import Callable, Mapping
 from typing import Any, Final
 
-import orjson
 import structlog
-from structlog.typing import EventDict, FilteringBoundLogger, Processor
+from structlog.typing import FilteringBoundLogger
 
 from pgqueue.core.events import (
     AttemptEnded,
@@ -35,64 +33,31 @@ from pgqueue.core.events import (
     Warned,
     WorkerChanged,
 )
-from pgqueue.core.redact import Redactor
+from pgqueue.observe.log_format import Lines, configure_logging, level_of, processors_of
+from pgqueue.observe.log_limits import Repeats, Sampler
 from pgqueue.observe.log_sink import LogSink, stderr_sink
 from pgqueue.settings import Settings
 
-REPEAT_S: Final = 60.0  # a fault that repeats is told once, then once a minute with its count
-KEYS_MAX: Final = 1_000
+__all__ = ["LogListener", "configure_logging"]
 
 _LEVELS: Final = {"retry": "warning", "dead": "error"}
-# Controls, and the marks that reorder or break lines on a terminal.
-_UNPRINTABLE: Final = re.compile("[\x00-\x1f\x7f-\x9f\u2028\u2029\u202a-\u202e\u2066-\u2069]")
-_UNPRINTABLE_IN_TEXT: Final = re.compile(
-    "[\x00-\x08\x0b-\x1f\x7f-\x9f\u2028\u2029\u202a-\u202e\u2066-\u2069]"
-)
 _TRACEPARENT: Final = re.compile(r"[0-9a-f]{2}-([0-9a-f]{32})-([0-9a-f]{16})-[0-9a-f]{2}")
 _EVENT_NAMES: Final = {"heartbeat_late": "heartbeat.late"}
-
-
-def configure_logging(settings: Settings, sink: LogSink | None = None) -> None:
-    """Send structlog's and the standard library's lines to stderr, in the settings' form and from their level on.
-
-    What an application has configured itself stays as it is.
-    """
-    sink = sink or stderr_sink()
-    level = _level(settings)
-    processors = _processors(settings)
-    if not structlog.is_configured():
-        structlog.configure(
-            processors=processors,
-            wrapper_class=structlog.make_filtering_bound_logger(level),
-            logger_factory=lambda *_: _Lines(sink),
-            cache_logger_on_first_use=True,
-        )
-    root = logging.getLogger()
-    if not root.handlers:
-        handler = _SinkHandler(sink)
-        handler.setFormatter(
-            structlog.stdlib.ProcessorFormatter(
-                foreign_pre_chain=[structlog.stdlib.add_logger_name, structlog.stdlib.ExtraAdder()],
-                processors=[structlog.stdlib.ProcessorFormatter.remove_processors_meta, *processors],
-            )
-        )
-        root.addHandler(handler)
-        root.setLevel(level)
 
 
 class LogListener:
     """Writes the rooms' events as log lines: `app.events.listen(LogListener(settings))`."""
 
     def __init__(self, settings: Settings, sink: LogSink | None = None) -> None:
-        self._level = _level(settings)
+        self._level = level_of(settings)
         self._log: FilteringBoundLogger = structlog.wrap_logger(
-            _Lines(sink or stderr_sink()),
-            processors=_processors(settings),
+            Lines(sink or stderr_sink()),
+            processors=processors_of(settings),
             wrapper_class=structlog.make_filtering_bound_logger(self._level),
         )
         self._lock = threading.Lock()
-        self._successes = _Sampler(settings.log_success_rate)
-        self._repeats = _Repeats()
+        self._successes = Sampler(settings.log_success_rate)
+        self._repeats = Repeats()
         self._troubles: dict[str, str] = {}
         self._trouble_since = 0.0
         self._tell: dict[type, Callable[[Any], None]] = {
@@ -264,133 +229,6 @@ class LogListener:
 
     def _line(self, level: str, name: str, /, **facts: Any) -> None:
         getattr(self._log, level)(name, **facts)
-
-
-class _Sampler:
-    """Of each second's successes, which get a line, and how many each line stands for."""
-
-    def __init__(self, per_second: int) -> None:
-        self._per_second = per_second
-        self._second = 0
-        self._told = 0
-        self.skipped = 0
-
-    def choose(self, count: int) -> list[tuple[int, int]]:
-        """(index, stands for) of those of `count` attempts that get a line."""
-        second = int(time.monotonic())
-        if second != self._second:
-            self._second, self._told = second, 0
-        lines = min(count, self._per_second - self._told)
-        if lines <= 0:
-            self.skipped += count
-            return []
-        self._told += lines
-        ends = [(i + 1) * count // lines for i in range(lines)]
-        chosen = [(end - 1, end - start) for start, end in zip([0, *ends], ends, strict=False)]
-        if self.skipped:
-            chosen[0] = (chosen[0][0], chosen[0][1] + self.skipped)
-            self.skipped = 0
-        return chosen
-
-
-class _Repeats:
-    """Which of many equal faults is told: the first, then one a minute."""
-
-    def __init__(self) -> None:
-        self._seen: dict[str, list[float]] = {}
-
-    def may_tell(self, key: str) -> int | None:
-        """How many were kept back since the last line, or None to keep this one back too."""
-        now = time.monotonic()
-        entry = self._seen.get(key)
-        if entry is None:
-            if len(self._seen) >= KEYS_MAX:
-                self._seen.clear()
-            self._seen[key] = [now, 0]
-            return 0
-        if now - entry[0] < REPEAT_S:
-            entry[1] += 1
-            return None
-        kept_back, entry[0], entry[1] = int(entry[1]), now, 0
-        return kept_back
-
-
-class _Lines:
-    """The end of structlog's chain: every level is one method that hands the finished line to the sink."""
-
-    def __init__(self, sink: LogSink) -> None:
-        self.debug = self.info = self.warning = self.error = self.critical = self.msg = sink.write
-        self.warn = self.exception = self.fatal = self.log = sink.write
-
-
-class _SinkHandler(logging.Handler):
-    def __init__(self, sink: LogSink) -> None:
-        super().__init__()
-        self._sink = sink
-
-    def emit(self, record: logging.LogRecord) -> None:
-        try:
-            self._sink.write(self.format(record))
-        except Exception:  # noqa: BLE001 - a record that cannot be formatted is its author's fault, and stays alone
-            self.handleError(record)
-
-
-def _level(settings: Settings) -> int:
-    return logging.getLevelNamesMapping()[settings.log_level.upper()]
-
-
-def _processors(settings: Settings) -> list[Processor]:
-    redactor = Redactor(settings.redact)
-    as_json = settings.log_format == "json" or (settings.log_format == "auto" and not _is_terminal())
-
-    def redact(_: Any, __: str, facts: EventDict) -> EventDict:
-        return redactor.mapping(facts)
-
-    common: list[Processor] = [
-        structlog.contextvars.merge_contextvars,
-        structlog.processors.add_log_level,
-        structlog.processors.TimeStamper(fmt="iso", utc=True, key="time"),
-    ]
-    if as_json:
-        frames = structlog.tracebacks.ExceptionDictTransformer(show_locals=False)
-        return [*common, structlog.processors.ExceptionRenderer(frames), redact, _as_json]
-    return [
-        *common,
-        structlog.processors.format_exc_info,
-        redact,
-        _escape,
-        structlog.dev.ConsoleRenderer(colors=_is_terminal(), timestamp_key="time"),
-    ]
-
-
-def _is_terminal() -> bool:
-    return sys.stderr is not None and sys.stderr.isatty()
-
-
-def _as_json(_: Any, __: str, facts: EventDict) -> str:
-    ordered = {name: facts.pop(name) for name in ("time", "level", "event") if name in facts}
-    text = orjson.dumps({**ordered, **facts}, default=_named, option=orjson.OPT_NON_STR_KEYS).decode()
-    # JSON itself escapes the low controls; the rest would still move a terminal that shows the line.
-    return _UNPRINTABLE.sub(lambda found: f"\\u{ord(found[0]):04x}", text)
-
-
-def _named(value: object) -> str:
-    return f"<{type(value).__name__}>"
-
-
-def _escape(_: Any, __: str, facts: EventDict) -> EventDict:
-    return {
-        name: (_UNPRINTABLE_IN_TEXT if name in {"exception", "stack"} else _UNPRINTABLE).sub(
-            _backslashed, value
-        )
-        if isinstance(value, str)
-        else value
-        for name, value in facts.items()
-    }
-
-
-def _backslashed(found: re.Match[str]) -> str:
-    return found[0].encode("unicode_escape").decode()
 
 
 def _facts(event: AttemptEnded) -> dict[str, Any]:

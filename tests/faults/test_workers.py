@@ -180,7 +180,11 @@ def test_the_server_is_restarted_under_load(database: Database, conn: psycopg.Co
     ask(conn, "flaky", 1500)
     with fleet(database, 2, "-c", "4") as workers:
         # A worker that finds no server at its start ends at once with exit code 5; both must be past that point.
-        wait_for(lambda: one(conn, "SELECT count(*) FROM pgqueue.workers") == 2, 30, what="both workers to register")
+        wait_for(
+            lambda: one(conn, "SELECT count(*) FROM pgqueue.workers") == 2,
+            30,
+            what="both workers to register",
+        )
         for mode in ("immediate", "immediate", "fast"):
             before = one(conn, "SELECT count(*) FROM pgqueue.job_history")
             wait_for(
