@@ -1083,8 +1083,8 @@ LANGUAGE sql STABLE SECURITY DEFINER SET search_path = pg_catalog, pg_temp AS $$
 $$;
 COMMENT ON FUNCTION pgqueue.job_timeline IS 'One job''s life from its enqueue to its end, in order';
 
--- PUBLIC gets nothing, now and for what comes later.
+-- PUBLIC gets nothing. New functions are open to everybody until this is said, and default privileges within a schema
+-- can only add to that, never take away: so every revision ends with these lines.
 REVOKE ALL ON ALL TABLES IN SCHEMA pgqueue FROM PUBLIC;
 REVOKE ALL ON ALL SEQUENCES IN SCHEMA pgqueue FROM PUBLIC;
 REVOKE ALL ON ALL FUNCTIONS IN SCHEMA pgqueue FROM PUBLIC;
-ALTER DEFAULT PRIVILEGES IN SCHEMA pgqueue REVOKE ALL ON FUNCTIONS FROM PUBLIC;

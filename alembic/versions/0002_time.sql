@@ -336,8 +336,8 @@ LEFT JOIN LATERAL (
   LIMIT 1) job ON true;
 COMMENT ON VIEW pgqueue.schedule_status IS 'One row per schedule: its next fire and how late that is, its last run and what became of the job';
 
--- PUBLIC gets nothing, now and for what comes later.
+-- PUBLIC gets nothing. New functions are open to everybody until this is said, and default privileges within a schema
+-- can only add to that, never take away: so every revision ends with these lines.
 REVOKE ALL ON ALL TABLES IN SCHEMA pgqueue FROM PUBLIC;
 REVOKE ALL ON ALL SEQUENCES IN SCHEMA pgqueue FROM PUBLIC;
 REVOKE ALL ON ALL FUNCTIONS IN SCHEMA pgqueue FROM PUBLIC;
-ALTER DEFAULT PRIVILEGES IN SCHEMA pgqueue REVOKE ALL ON FUNCTIONS FROM PUBLIC;
