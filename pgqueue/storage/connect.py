@@ -144,8 +144,9 @@ def _cause(error: psycopg.Error) -> str:
     state = sqlstate_of(error)
     if state is not None and getattr(error, "diag", None) is not None and error.diag.message_primary:
         return f"{error.diag.message_primary} ({state})"
-    # libpq's text may repeat the host; it never holds the password. The last line is the last host's cause.
-    lines = [line.strip() for line in str(error).splitlines() if line.strip()]
+    # libpq's text may repeat the host; it never holds the password. The last line is the last host's cause; lines
+    # that begin with a tab are hints.
+    lines = [line.strip() for line in str(error).splitlines() if line.strip() and not line.startswith("\t")]
     text = lines[-1] if lines else type(error).__name__
     return re.sub(r"^.*?(?:failed|error): ", "", text)[:300]
 

@@ -12,7 +12,7 @@ import os
 import threading
 import time
 import weakref
-from collections.abc import AsyncGenerator, Iterable, Mapping
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, replace
 from typing import Any, Final
 
@@ -111,7 +111,8 @@ class OwnConnections:
         """Close the running loop's connections."""
         held = self._loops.get(asyncio.get_running_loop())
         if held is not None:
-            await held.keeper.aclose()
+            held.keeper.cancel()
+            await asyncio.wait([held.keeper])
 
     def _run(self, steps: Iterable[Step]) -> list[Any]:
         if isinstance(steps, list) and not steps:
@@ -211,10 +212,12 @@ class OwnConnections:
             held = self._loops.get(loop)
             if held is None:
                 pool = _AsyncPool(**self._pool_arguments(), configure=self._configure_async, open=False)
-                held = _LoopPool(pool, _keep_open(pool, self._loops, loop))
+                keeper = loop.create_task(_keep_open(pool, self._loops, loop), name="pgqueue-enqueue-keeper")
+                _keepers.add(keeper)
+                keeper.add_done_callback(_keepers.discard)
+                held = _LoopPool(pool, keeper)
                 with self._lock:
                     self._loops[loop] = held
-                await anext(held.keeper)
         try:
             await held.pool.open()
             return held.pool, await held.pool.getconn(timeout=max(until - time.monotonic(), 0.01))
@@ -300,17 +303,21 @@ class _Held:
 @dataclass(frozen=True, slots=True)
 class _LoopPool:
     pool: _AsyncPool
-    keeper: AsyncGenerator[None, None]
+    keeper: asyncio.Task[None]
 
 
 async def _keep_open(
     pool: _AsyncPool,
     loops: weakref.WeakKeyDictionary[asyncio.AbstractEventLoop, _LoopPool],
     loop: asyncio.AbstractEventLoop,
-) -> AsyncGenerator[None, None]:
-    """Waits at its yield: a loop that ends closes its generators, and so its connections."""
+) -> None:
+    """Waits until it is cancelled, as `asyncio.run` cancels all that is left, and closes the pool.
+
+    Not left to the pool's own workers: one whose connection breaks while it is cancelled forgets that it was, and
+    a program that waits for it never ends.
+    """
     try:
-        yield
+        await loop.create_future()
     finally:
         loops.pop(loop, None)
         await pool.close(timeout=1)
@@ -321,6 +328,7 @@ def _first(row: tuple[Any, ...] | None) -> str | None:
 
 
 _everyone: Final[weakref.WeakSet[OwnConnections]] = weakref.WeakSet()
+_keepers: Final[set[asyncio.Task[None]]] = set()  # a loop itself holds its tasks weakly
 _inherited: Final[list[object]] = []  # kept for ever: collecting them would close the parent's sockets
 
 

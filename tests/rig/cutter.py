@@ -1,7 +1,7 @@
 """A wire between a client and an embedded server that breaks at the n-th message of the client.
 
-Used by tests that ask what is left when a program dies between any two of its messages. One client at a
-time, over Unix sockets; it reads lengths of messages and nothing of what they say.
+Used by tests that ask what is left when a program dies between any two of its messages. Over Unix sockets; each
+connection is counted for itself; it reads lengths of messages and nothing of what they say.
 """
 
 from __future__ import annotations
@@ -52,20 +52,28 @@ class Cutter:
         self._at, self._sent, self.fired = message, sent, False
 
     def _serve(self) -> None:
+        served = []
         while True:
             try:
                 client, _ = self._listener.accept()
             except OSError:
-                return
-            with client, socket.socket(socket.AF_UNIX) as server:
-                server.connect(self._target)
-                back = threading.Thread(target=_pump, args=[server, client], daemon=True)
-                back.start()
-                self._forward(client, server)
-                for one in (client, server):
-                    with contextlib.suppress(OSError):
-                        one.shutdown(socket.SHUT_RDWR)
-                back.join(20)
+                break
+            one = threading.Thread(target=self._serve_one, args=[client], daemon=True)
+            one.start()
+            served.append(one)
+        for one in served:
+            one.join(20)
+
+    def _serve_one(self, client: socket.socket) -> None:
+        with client, socket.socket(socket.AF_UNIX) as server:
+            server.connect(self._target)
+            back = threading.Thread(target=_pump, args=[server, client], daemon=True)
+            back.start()
+            self._forward(client, server)
+            for one in (client, server):
+                with contextlib.suppress(OSError):
+                    one.shutdown(socket.SHUT_RDWR)
+            back.join(20)
 
     def _forward(self, client: socket.socket, server: socket.socket) -> None:
         stream = client.makefile("rb")
