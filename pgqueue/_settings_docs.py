@@ -74,6 +74,20 @@ def render(settings: Sequence[SettingDoc], relations: Sequence[str]) -> str:
             'max_delay = "1h"',
             "```",
             "",
+            "What is promised of a queue and whose it is; `pgqueue queues set` wins over it:",
+            "",
+            "```toml",
+            "[tool.pgqueue.queues.critical]",
+            'sla = "5s"               # a due job is to start within this',
+            "sla_target = 0.99        # share of starts that are to keep it",
+            'run_objective = "30s"    # a run is to take at most this',
+            "run_target = 0.995       # share of ended jobs that are to succeed within it",
+            "dead_letter_limit = 0    # dead letters allowed per 15 minutes",
+            'tier = "critical"        # wakes people; the other is "standard"',
+            'owner = "payments"',
+            'display_name = "Payments"',
+            "```",
+            "",
             "In YAML, `retry_policy` is another name for `retry.default`:",
             "",
             "```yaml",
@@ -92,7 +106,7 @@ def _show_default(name: str, field: FieldInfo) -> str:
     value = field.get_default(call_default_factory=True)
     if name.endswith("_s") and isinstance(value, float):
         return f"`{_show_seconds(value)}`"
-    if name == "retry" or value in ((), "", None):
+    if name == "retry" or value in ((), "", None, {}):
         return "–"
     return f"`{str(value).lower()}`"
 

@@ -13,9 +13,7 @@ from pathlib import Path
 from typing import Annotated, Any, Literal, Self
 
 from pydantic import (
-    BaseModel,
     BeforeValidator,
-    ConfigDict,
     Field,
     PrivateAttr,
     ValidationError,
@@ -38,6 +36,7 @@ from pgqueue._settings_sources import (
     redact_dsn,
     unknown_variables,
 )
+from pgqueue._settings_tables import QueueSettings, RetrySettings, columns_of
 from pgqueue._settings_values import Dsn, Seconds, Words, json_table
 from pgqueue.errors import ConfigurationError
 
@@ -50,18 +49,6 @@ __all__ = [
     "redact_dsn",
     "render_settings_markdown",
 ]
-
-RawPolicy = Mapping[str, Any]
-
-
-class RetrySettings(BaseModel):
-    """Retry policies from configuration, as written; what they mean is checked where tasks are registered."""
-
-    model_config = ConfigDict(frozen=True, extra="forbid", hide_input_in_errors=True)
-
-    default: RawPolicy | None = None
-    queues: Mapping[str, RawPolicy] = Field(default_factory=dict)
-    tasks: Mapping[str, RawPolicy] = Field(default_factory=dict)
 
 
 class Settings(BaseSettings):
@@ -188,6 +175,9 @@ class Settings(BaseSettings):
         default_factory=RetrySettings,
         description="Retry policies: tables `retry.default`, `retry.queues.NAME`, `retry.tasks.NAME`.",
     )
+    queues: Annotated[Mapping[str, QueueSettings], NoDecode, BeforeValidator(json_table)] = Field(
+        default_factory=dict, description="What is promised of queues: tables `queues.NAME`, see below."
+    )
 
     _warnings: tuple[str, ...] = PrivateAttr(default=())
     _source_file: Path | None = PrivateAttr(default=None)
@@ -206,6 +196,10 @@ class Settings(BaseSettings):
     def direct_dsn(self) -> str:
         """Where session-bound connections go: past the pooler if an address for that is known."""
         return self.direct_database_url or self.database_url
+
+    def queue_defaults(self) -> dict[str, dict[str, Any]]:
+        """What is configured of each queue, by the names of the columns of `pgqueue.queues`."""
+        return columns_of(self.queues)
 
     @field_validator("log_level", "log_format", mode="before")
     @classmethod

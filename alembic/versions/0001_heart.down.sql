@@ -20,6 +20,7 @@ DROP VIEW pgqueue.running_jobs;
 DROP VIEW pgqueue.queue_health;
 DROP FUNCTION pgqueue.drop_partitions;
 DROP FUNCTION pgqueue.ensure_partitions;
+DROP FUNCTION pgqueue.set_queue;
 DROP FUNCTION pgqueue.resume;
 DROP FUNCTION pgqueue.pause;
 DROP FUNCTION pgqueue.discard;

@@ -302,7 +302,22 @@ CREATE TABLE pgqueue.queues (
   paused_by text,
   pause_reason text,
   paused_until timestamptz,
-  CONSTRAINT queues_name_check CHECK (name ~ '^[a-z][a-z0-9_.-]{0,62}$')
+  sla_s double precision,
+  sla_target double precision,
+  run_objective_s double precision,
+  run_target double precision,
+  dead_letter_limit integer,
+  tier text,
+  owner text,
+  display_name text,
+  defaults jsonb NOT NULL DEFAULT '{}',
+  CONSTRAINT queues_name_check CHECK (name ~ '^[a-z][a-z0-9_.-]{0,62}$'),
+  CONSTRAINT queues_sla_check CHECK (sla_s BETWEEN 0.001 AND 31622400 AND sla_target > 0 AND sla_target < 1),
+  CONSTRAINT queues_run_check CHECK (run_objective_s BETWEEN 0.001 AND 31622400 AND run_target > 0 AND run_target < 1),
+  CONSTRAINT queues_dead_letter_limit_check CHECK (dead_letter_limit >= 0),
+  CONSTRAINT queues_tier_check CHECK (tier IN ('critical', 'standard')),
+  CONSTRAINT queues_words_check CHECK (length(owner) BETWEEN 1 AND 200 AND length(display_name) BETWEEN 1 AND 200),
+  CONSTRAINT queues_defaults_check CHECK (jsonb_typeof(defaults) = 'object')
 );
 COMMENT ON TABLE pgqueue.queues IS 'Known queues and their switches; workers add the ones they serve';
 COMMENT ON COLUMN pgqueue.queues.name IS 'Queue name';
@@ -311,6 +326,15 @@ COMMENT ON COLUMN pgqueue.queues.paused_at IS 'Since when nothing new starts; NU
 COMMENT ON COLUMN pgqueue.queues.paused_by IS 'Who paused it';
 COMMENT ON COLUMN pgqueue.queues.pause_reason IS 'Why';
 COMMENT ON COLUMN pgqueue.queues.paused_until IS 'When the pause ends by itself; NULL = never';
+COMMENT ON COLUMN pgqueue.queues.sla_s IS 'Seconds within which a due job is to start; NULL here and in the attributes below = as in defaults, else as built in';
+COMMENT ON COLUMN pgqueue.queues.sla_target IS 'Share of starts that are to keep it; built in: 0.99';
+COMMENT ON COLUMN pgqueue.queues.run_objective_s IS 'Seconds that a run is to take at most';
+COMMENT ON COLUMN pgqueue.queues.run_target IS 'Share of ended jobs that are to succeed within it; built in: 0.995';
+COMMENT ON COLUMN pgqueue.queues.dead_letter_limit IS 'Dead letters allowed per 15 minutes before an alert; built in: 0';
+COMMENT ON COLUMN pgqueue.queues.tier IS 'critical wakes people, standard (built in) warns';
+COMMENT ON COLUMN pgqueue.queues.owner IS 'The team that is asked about it';
+COMMENT ON COLUMN pgqueue.queues.display_name IS 'Its name for people';
+COMMENT ON COLUMN pgqueue.queues.defaults IS 'The same attributes as the configuration of the last started worker gives them; what stands in a column wins';
 
 CREATE TABLE pgqueue.tasks (
   name text PRIMARY KEY,
@@ -928,6 +952,9 @@ RETURNS timestamptz LANGUAGE plpgsql VOLATILE SECURITY DEFINER SET search_path =
 DECLARE
   since timestamptz;
 BEGIN
+  IF pause.until <= clock_timestamp() THEN
+    RAISE EXCEPTION 'until: lies in the past; give a later moment' USING ERRCODE = '22023';
+  END IF;
   INSERT INTO pgqueue.queues AS q (name, paused_at, paused_by, pause_reason, paused_until)
     VALUES (pause.queue, clock_timestamp(), coalesce(pause.actor, session_user), pause.reason, pause.until)
     ON CONFLICT (name) DO UPDATE SET paused_at = coalesce(q.paused_at, excluded.paused_at), paused_by = excluded.paused_by,
@@ -953,6 +980,36 @@ BEGIN
   RETURN true;
 END $$;
 COMMENT ON FUNCTION pgqueue.resume IS 'Lifts a pause; false if the queue was not paused';
+
+CREATE FUNCTION pgqueue.set_queue(queue text, attributes jsonb, reason text DEFAULT NULL, actor text DEFAULT NULL, via text DEFAULT NULL)
+RETURNS text LANGUAGE plpgsql VOLATILE SECURITY DEFINER SET search_path = pg_catalog, pg_temp AS $$
+#variable_conflict use_column
+DECLARE
+  known text[] := ARRAY['sla_s', 'sla_target', 'run_objective_s', 'run_target', 'dead_letter_limit', 'tier', 'owner', 'display_name'];
+  old pgqueue.queues;
+  new pgqueue.queues;
+  made boolean;
+BEGIN
+  IF attributes = '{}' OR EXISTS (SELECT FROM jsonb_object_keys(attributes) AS k (name) WHERE k.name <> ALL (known)) THEN
+    RAISE EXCEPTION 'attributes: must name one or more of %', array_to_string(known, ', ') USING ERRCODE = '22023';
+  END IF;
+  INSERT INTO pgqueue.queues (name) VALUES (set_queue.queue) ON CONFLICT (name) DO NOTHING;
+  made := FOUND;
+  SELECT * INTO old FROM pgqueue.queues q WHERE q.name = set_queue.queue FOR UPDATE;
+  new := jsonb_populate_record(old, attributes);
+  IF new IS NOT DISTINCT FROM old AND NOT made THEN
+    RETURN 'same';
+  END IF;
+  UPDATE pgqueue.queues q SET sla_s = new.sla_s, sla_target = new.sla_target, run_objective_s = new.run_objective_s,
+      run_target = new.run_target, dead_letter_limit = new.dead_letter_limit, tier = new.tier, owner = new.owner,
+      display_name = new.display_name
+    WHERE q.name = set_queue.queue;
+  PERFORM pgqueue.note_operation(set_queue.actor, set_queue.via, 'set', 'queue ' || set_queue.queue, set_queue.reason,
+    detail => jsonb_build_object('to', attributes, 'was',
+      (SELECT jsonb_object_agg(k.name, to_jsonb(old) -> k.name) FROM jsonb_object_keys(attributes) AS k (name))));
+  RETURN CASE WHEN made THEN 'created' ELSE 'changed' END;
+END $$;
+COMMENT ON FUNCTION pgqueue.set_queue IS 'Sets attributes of a queue (null = as configured or built in), making it known if it was not: created, changed or same';
 
 -- Day partitions of job_history and job_transitions, in UTC days.
 
@@ -1012,36 +1069,88 @@ SELECT pgqueue.ensure_partitions(7);
 
 -- What DBAs and dashboards read. No arguments, headers, results or tracebacks in any of them.
 
+-- Bounded whatever lies in the tables: names are found by stepping from one queue to the next in an index, counts
+-- stop at 10,001, what is scheduled and what died lately is looked at through one window each, lag at lane heads.
+-- A lane's index holds what is ready and what runs. OFFSET 0 keeps a small table's join from reading all of jobs, and
+-- an ORDER BY keeps a bitmap from reading a whole queue before the count stops.
 CREATE VIEW pgqueue.queue_health AS
-SELECT q.name AS queue, q.paused_at IS NOT NULL AS paused,
-  due.n AS due, due.n > 10000 AS due_capped,
-  (SELECT count(*) FROM (SELECT FROM pgqueue.jobs j WHERE j.ready_seq IS NULL AND j.hold_reason IS NULL AND j.queue = q.name LIMIT 10001) c) AS scheduled,
-  (SELECT count(*) FROM (SELECT FROM pgqueue.jobs j WHERE j.hold_reason IS NOT NULL AND j.queue = q.name LIMIT 10001) c) AS held,
-  coalesce(r.running, 0) AS running,
-  coalesce((SELECT greatest(0, extract(epoch FROM max(clock_timestamp() - head.run_at)))
-    FROM generate_series(0, 9) AS p (priority)
-    CROSS JOIN LATERAL (SELECT j.run_at FROM pgqueue.jobs j
-      WHERE j.ready_seq IS NOT NULL AND j.state = 'ready' AND j.queue = q.name AND j.priority = p.priority ORDER BY j.ready_seq LIMIT 1) head), 0)::double precision AS lag_s,
-  (SELECT count(*) FROM pgqueue.workers w WHERE w.status = 'live' AND q.name = ANY (w.queues)
-    AND w.beat_at > clock_timestamp() - make_interval(secs => w.lease_s)) AS workers_live,
-  (SELECT coalesce(sum(w.slots), 0) FROM pgqueue.workers w WHERE w.status = 'live' AND q.name = ANY (w.queues)
-    AND w.beat_at > clock_timestamp() - make_interval(secs => w.lease_s)) AS slots,
-  (SELECT count(*) FROM (SELECT FROM pgqueue.dead_letter_jobs d WHERE d.queue = q.name AND d.redriven_as IS NULL LIMIT 10001) c) AS dead_waiting,
-  (SELECT count(*) FROM (SELECT FROM pgqueue.dead_letter_jobs d WHERE d.queue = q.name AND d.redriven_as IS NULL
-    AND d.created_at > clock_timestamp() - interval '15 minutes' LIMIT 10001) c) AS dead_recent
-FROM pgqueue.queues q
-LEFT JOIN (SELECT j.queue, count(*) AS running FROM pgqueue.claims c CROSS JOIN LATERAL unnest(c.job_ids) AS m (id)
-  JOIN pgqueue.jobs j ON j.id = m.id AND j.claim_id = c.claim_id GROUP BY j.queue) r ON r.queue = q.name
+WITH RECURSIVE lanes AS (
+  (SELECT j.queue FROM pgqueue.jobs j WHERE j.ready_seq IS NOT NULL ORDER BY j.queue LIMIT 1)
+  UNION ALL
+  SELECT (SELECT j.queue FROM pgqueue.jobs j WHERE j.ready_seq IS NOT NULL AND j.queue > l.queue ORDER BY j.queue LIMIT 1)
+  FROM lanes l WHERE l.queue IS NOT NULL
+), held_places AS (
+  (SELECT j.hold_reason, j.queue FROM pgqueue.jobs j WHERE j.hold_reason IS NOT NULL ORDER BY j.hold_reason, j.queue LIMIT 1)
+  UNION ALL
+  SELECT n.hold_reason, n.queue FROM held_places p
+  CROSS JOIN LATERAL (SELECT j.hold_reason, j.queue FROM pgqueue.jobs j
+    WHERE j.hold_reason IS NOT NULL AND (j.hold_reason, j.queue) > (p.hold_reason, p.queue) ORDER BY j.hold_reason, j.queue LIMIT 1) n
+), held AS (
+  SELECT p.queue, sum(c.n)::bigint AS n, min(first.run_at) FILTER (WHERE p.hold_reason IN ('concurrency', 'rate')) AS limited_at
+  FROM held_places p
+  CROSS JOIN LATERAL (SELECT count(*) AS n FROM (SELECT FROM pgqueue.jobs j
+    WHERE j.hold_reason = p.hold_reason AND j.queue = p.queue ORDER BY j.id LIMIT 10001) w) c
+  LEFT JOIN LATERAL (SELECT j.run_at FROM pgqueue.jobs j
+    WHERE j.hold_reason = p.hold_reason AND j.queue = p.queue ORDER BY j.id LIMIT 1) first ON true
+  GROUP BY p.queue
+), soonest AS MATERIALIZED (
+  SELECT j.queue, j.run_at FROM pgqueue.jobs j WHERE j.ready_seq IS NULL AND j.hold_reason IS NULL ORDER BY j.run_at LIMIT 20001
+), scheduled AS (
+  SELECT s.queue, count(*) AS n, count(*) FILTER (WHERE s.run_at <= clock_timestamp()) AS overdue, min(s.run_at) AS first_at
+  FROM soonest s GROUP BY s.queue
+), died AS (
+  SELECT w.queue, count(*) AS n FROM (SELECT d.queue FROM pgqueue.dead_letter_jobs d
+    WHERE d.created_at > (SELECT clock_timestamp()) - interval '15 minutes' ORDER BY d.created_at DESC LIMIT 10001) w GROUP BY w.queue
+), running AS (
+  SELECT r.queue, count(*) AS n FROM pgqueue.claims c CROSS JOIN LATERAL unnest(c.job_ids) AS m (id)
+  CROSS JOIN LATERAL (SELECT j.queue FROM pgqueue.jobs j WHERE j.id = m.id AND j.claim_id = c.claim_id OFFSET 0) r GROUP BY r.queue
+), served AS (
+  SELECT s.queue, count(*) AS workers, sum(w.slots) AS slots
+  FROM pgqueue.workers w CROSS JOIN LATERAL unnest(w.queues) AS s (queue)
+  WHERE w.status = 'live' AND w.beat_at > clock_timestamp() - make_interval(secs => w.lease_s) GROUP BY s.queue
+), named AS (
+  SELECT q.name AS queue FROM pgqueue.queues q
+  UNION SELECT l.queue FROM lanes l WHERE l.queue IS NOT NULL
+  UNION SELECT h.queue FROM held h
+  UNION SELECT s.queue FROM scheduled s
+)
+SELECT n.queue, q.name IS NOT NULL AS known, coalesce(q.display_name, q.defaults ->> 'display_name') AS display_name,
+  coalesce(q.tier, q.defaults ->> 'tier', 'standard') AS tier, coalesce(q.owner, q.defaults ->> 'owner') AS owner,
+  coalesce(q.paused_at IS NOT NULL AND (q.paused_until IS NULL OR q.paused_until > clock_timestamp()), false) AS paused,
+  least(10001, greatest(0, lane.n - coalesce(r.n, 0)) + coalesce(s.overdue, 0)) AS due, lane.n + coalesce(s.overdue, 0) > 10000 AS due_capped,
+  coalesce(s.n, 0) AS scheduled, (SELECT count(*) > 20000 FROM soonest) AS scheduled_capped, least(10001, coalesce(h.n, 0)) AS held,
+  coalesce(r.n, 0) AS running,
+  greatest(0, extract(epoch FROM clock_timestamp() - least(head.due_at, s.first_at)))::double precision AS lag_s,
+  greatest(0, extract(epoch FROM clock_timestamp() - h.limited_at))::double precision AS limited_lag_s,
+  coalesce(q.sla_s, (q.defaults ->> 'sla_s')::double precision) AS sla_s,
+  coalesce(q.sla_target, (q.defaults ->> 'sla_target')::double precision, 0.99) AS sla_target,
+  coalesce(q.run_objective_s, (q.defaults ->> 'run_objective_s')::double precision) AS run_objective_s,
+  coalesce(q.run_target, (q.defaults ->> 'run_target')::double precision, 0.995) AS run_target,
+  coalesce(q.dead_letter_limit, (q.defaults ->> 'dead_letter_limit')::integer, 0) AS dead_letter_limit,
+  coalesce(v.workers, 0) AS workers_live, coalesce(v.slots, 0) AS slots, coalesce(d.n, 0) AS dead_recent,
+  (SELECT count(*) FROM (SELECT FROM pgqueue.dead_letter_jobs l WHERE l.queue = n.queue AND l.redriven_as IS NULL
+    ORDER BY l.task, l.created_at LIMIT 10001) w) AS dead_waiting
+FROM named n
+LEFT JOIN pgqueue.queues q ON q.name = n.queue
+LEFT JOIN held h ON h.queue = n.queue
+LEFT JOIN scheduled s ON s.queue = n.queue
+LEFT JOIN died d ON d.queue = n.queue
+LEFT JOIN running r ON r.queue = n.queue
+LEFT JOIN served v ON v.queue = n.queue
 CROSS JOIN LATERAL (SELECT count(*) AS n FROM (SELECT FROM pgqueue.jobs j
-  WHERE j.ready_seq IS NOT NULL AND j.state = 'ready' AND j.queue = q.name LIMIT 10001) c) due;
-COMMENT ON VIEW pgqueue.queue_health IS 'One row per queue: what is due, how late the oldest is, who works on it; counts are capped at 10,001';
+  WHERE j.ready_seq IS NOT NULL AND j.queue = n.queue ORDER BY j.priority, j.ready_seq LIMIT 10001) w) lane
+CROSS JOIN LATERAL (SELECT min(first.due_at) AS due_at FROM generate_series(0, 9) AS p (priority)
+  CROSS JOIN LATERAL (SELECT j.run_at AS due_at FROM pgqueue.jobs j
+    WHERE j.ready_seq IS NOT NULL AND j.state = 'ready' AND j.queue = n.queue AND j.priority = p.priority
+    ORDER BY j.ready_seq LIMIT 1) first) head;
+COMMENT ON VIEW pgqueue.queue_health IS 'One row per queue, also those that no worker ever served (known = false): what is due, how late the oldest is (lag_s, not that of deferred or limited jobs), who works on it, what was promised. Counts end at 10,001; scheduled ones at the 20,000 soonest of all queues';
 
 CREATE VIEW pgqueue.running_jobs AS
 SELECT j.id AS job_id, j.queue, j.task, j.attempt, j.max_attempts, j.started_at,
   extract(epoch FROM clock_timestamp() - j.started_at)::double precision AS age_s,
   j.worker_id, w.host, w.pid, w.status AS worker_status, j.cancel_requested_at
 FROM pgqueue.claims c CROSS JOIN LATERAL unnest(c.job_ids) AS m (id)
-JOIN pgqueue.jobs j ON j.id = m.id AND j.claim_id = c.claim_id
+CROSS JOIN LATERAL (SELECT * FROM pgqueue.jobs r WHERE r.id = m.id AND r.claim_id = c.claim_id OFFSET 0) j
 LEFT JOIN pgqueue.workers w ON w.id = j.worker_id;
 COMMENT ON VIEW pgqueue.running_jobs IS 'Claimed jobs and where they run';
 

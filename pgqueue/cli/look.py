@@ -49,14 +49,14 @@ def stats(
     before: Fleet | None = None
     while True:
         fleet, rows = queues.fleet(), queues.list()
-        strays = queues.strays()
         if every_s is not None:
             session.printer.clear()
         if session.output is Output.TABLE:
             session.printer.line(_headline(fleet, before))
             session.printer.rows(sorted(rows, key=_wrong_first), COLUMNS, name="queue", kind="queue")
-            for stray in strays:
-                session.printer.line(f"queue {stray.queue}: jobs wait and no worker ever served it")
+            for row in rows:
+                if not row.known:
+                    session.printer.line(f"queue {row.queue}: jobs wait and no worker ever served it")
         else:
             session.printer.rows(sorted(rows, key=_wrong_first), COLUMNS, name="queue", kind="queue")
         session.printer.flush()

@@ -12,7 +12,7 @@ import typer
 
 from pgqueue.cli.bulk import DryRun, Limit, Reason
 from pgqueue.cli.session import Session, say, verb
-from pgqueue.errors import InvalidArguments, InvalidTime
+from pgqueue.errors import InvalidArguments
 
 if TYPE_CHECKING:
     from pgqueue.control.schedules import Schedules
@@ -270,12 +270,6 @@ def _arguments(text: str) -> Mapping[str, Any]:
 
 
 def _moment(text: str | None, field: str) -> datetime | None:
-    from pgqueue.core.durations import check_moment
+    from pgqueue.core.durations import parse_moment
 
-    if text is None:
-        return None
-    try:
-        moment = datetime.fromisoformat(text)
-    except ValueError:
-        raise InvalidTime(field, "is not a moment; write it as 2026-12-01T08:00Z") from None
-    return check_moment(moment, field=field)
+    return None if text is None else parse_moment(text, field=field)

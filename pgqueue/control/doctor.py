@@ -11,7 +11,8 @@ import psycopg
 from psycopg.rows import dict_row
 
 from pgqueue.control.desk import Desk, read
-from pgqueue.control.rows import QueueHealth, StrayQueue, WorkerRow
+from pgqueue.control.queues import unserved
+from pgqueue.control.rows import QueueHealth, WorkerRow
 from pgqueue.storage.connect import is_pooled
 from pgqueue.storage.drift import describe_schema, diff, expected_schema
 from pgqueue.storage.revisions import state_of
@@ -284,17 +285,9 @@ def _queues(conn: psycopg.Connection[Any]) -> Iterator[Finding]:
             yield Finding(
                 "FAIL",
                 "queues",
-                f"queue {row.queue}: {row.due} jobs are due and no worker serves it",
+                f"queue {row.queue}: {unserved(row)}",
                 f"pgqueue worker -A … -q {row.queue}",
             )
-    for stray in read(conn, StrayQueue, "stray_queues"):
-        fine = False
-        yield Finding(
-            "FAIL",
-            "queues",
-            f"queue {stray.queue}: jobs wait and no worker ever served it",
-            f"pgqueue worker -A … -q {stray.queue}",
-        )
     if fine:
         yield Finding("PASS", "queues", "each queue with due jobs has a worker, none is paused")
 

@@ -1,19 +1,28 @@
-"""Queues and the processes that serve them: `app.queues`, `pgqueue queues|workers|stats|health`."""
+"""Queues and the processes that serve them: `app.queues`, `pgqueue queues|workers|stats|health`.
+
+Deeds go through the SQL functions, which write their audit rows.
+"""
 
 from __future__ import annotations
 
 import time
-from collections.abc import Sequence
-from typing import Final
+from collections.abc import Callable, Mapping, Sequence
+from datetime import datetime
+from typing import Any, Final, Unpack
+
+import orjson
 
 from pgqueue.control.desk import Desk
-from pgqueue.control.rows import Fleet, QueueHealth, StrayQueue, WorkerRow
+from pgqueue.control.rows import Fleet, QueueHealth, WorkerRow
+from pgqueue.core.durations import check_moment
 from pgqueue.core.names import check_queue
-from pgqueue.errors import ConflictError, NotFoundError
+from pgqueue.core.objectives import ObjectiveOptions, Objectives
+from pgqueue.errors import ConflictError, InvalidTime, NotFoundError
 from pgqueue.storage.revisions import require_head
 from pgqueue.storage.statements import statement
 
 PAUSE_STEP_S: Final = 0.1
+DRAIN_STEP_S: Final = 0.5
 WAIT_MAX_S: Final = 20.0
 BEATS_PROVING: Final = 3  # the one that stood there, and two more
 
@@ -28,12 +37,8 @@ class Queues:
         self._desk = desk
 
     def list(self, queue: str | None = None) -> list[QueueHealth]:
-        """Every known queue: what is due, how late, who works on it."""
+        """Every queue, also those that no worker ever served: what is due, how late, who works on it."""
         return self._desk.rows(QueueHealth, "queue_health", {"queue": queue})
-
-    def strays(self) -> Sequence[StrayQueue]:
-        """Queues that jobs wait in and no worker ever served."""
-        return self._desk.rows(StrayQueue, "stray_queues")
 
     def get(self, queue: str) -> QueueHealth:
         """One queue. Raises NotFoundError."""
@@ -42,25 +47,74 @@ class Queues:
             raise NotFoundError(f"queue {queue}: not known; `pgqueue queues list` shows the known ones")
         return rows[0]
 
+    def set(self, queue: str, *, reason: str | None = None, **attributes: Unpack[ObjectiveOptions]) -> str:
+        """Set what is promised of a queue and whose it is; returns `created`, `changed` or `same`.
+
+        Attributes as ObjectiveOptions says: `set("critical", sla="5s", tier="critical")`. Raises InvalidOption,
+        InvalidTime.
+        """
+        self._desk.need_reason(reason)
+        text = orjson.dumps(Objectives.checked(**attributes).given).decode()
+        deed = {"queue": check_queue(queue), "attributes": text}
+        return str(self._desk.value("set_queue", {**deed, **self._who(reason)}))
+
     def pause(
-        self, queue: str, *, reason: str | None = None, for_s: float | None = None, wait_s: float = WAIT_MAX_S
+        self,
+        queue: str,
+        *,
+        reason: str | None = None,
+        for_s: float | None = None,
+        until: datetime | None = None,
+        wait_s: float = WAIT_MAX_S,
     ) -> None:
         """Pause a queue. When this returns, no job of it starts any more: every worker has heard of it or lost its lease.
 
-        for_s: the pause ends by itself after so many seconds. wait_s: how long to wait for the workers, 0 = not at
-        all. Raises ConflictError if one has not heard by then; the pause stands all the same.
+        for_s, until: the pause ends by itself after so many seconds, or at that moment by the database's clock.
+        wait_s: how long to wait for the workers, 0 = not at all. Raises ConflictError if one has not heard by then;
+        the pause stands all the same.
         """
+        if until is not None:
+            if for_s is not None:
+                raise InvalidTime("until", "given together with a duration; give one of them")
+            check_moment(until, field="until")
         self._desk.need_reason(reason)
-        parameters = {"reason": reason, "for_s": for_s, "actor": self._desk.actor, "via": self._desk.via}
-        self._desk.value("pause_queue", {"queue": check_queue(queue), **parameters})
+        deed = {"queue": check_queue(queue), "for_s": for_s, "until": until}
+        self._desk.value("pause_queue", {**deed, **self._who(reason)})
         if wait_s > 0:
             self._wait_until_heard(queue, wait_s)
+
+    def drain(
+        self, queue: str, *, timeout_s: float, told: Callable[[QueueHealth], None] | None = None
+    ) -> bool:
+        """Wait until a queue holds nothing that is ready, runs or waits for a retry; False if it still does then.
+
+        Deferred jobs are not waited for. `told` hears how far it is. Raises NotFoundError, and ConflictError while
+        the queue is paused or nobody serves it, since it would never be empty.
+        """
+        until = time.monotonic() + timeout_s
+        while True:
+            row = self.get(queue)
+            waits = row.paused and row.due > 0
+            if not waits and self._desk.value("drained", {"queues": [queue]}):
+                return True
+            if waits:
+                raise ConflictError(
+                    f"queue {queue}: paused, so it does not drain; `pgqueue queues resume {queue}`"
+                )
+            if not row.workers_live:
+                raise ConflictError(
+                    f"queue {queue}: no worker serves it, so it does not drain; start one with -q {queue}"
+                )
+            if time.monotonic() > until:
+                return False
+            if told is not None:
+                told(row)
+            time.sleep(DRAIN_STEP_S)
 
     def resume(self, queue: str, *, reason: str | None = None) -> bool:
         """Lift a pause; False if the queue was not paused. Raises NotFoundError."""
         self._desk.need_reason(reason)
-        parameters = {"reason": reason, "actor": self._desk.actor, "via": self._desk.via}
-        lifted = self._desk.value("resume_queue", {"queue": check_queue(queue), **parameters})
+        lifted = self._desk.value("resume_queue", {"queue": check_queue(queue), **self._who(reason)})
         if not lifted and not self._desk.value("queue_exists", {"queue": queue}):
             raise NotFoundError(f"queue {queue}: not known; `pgqueue queues list` shows the known ones")
         return bool(lifted)
@@ -81,18 +135,20 @@ class Queues:
         with self._desk.connection("health") as conn:
             require_head(conn)
         known = self.list(None if queue is None else check_queue(queue))
-        strays = [row for row in self.strays() if queue in {None, row.queue}]
-        if queue is not None and not known and not strays:
+        if queue is not None and not known:
             raise NotFoundError(f"queue {queue}: not known; `pgqueue queues list` shows the known ones")
-        problems = [f"queue {row.queue}: jobs wait and no worker ever served it" for row in strays]
+        problems = []
         for row in known:
             if row.paused:
                 continue
             if row.due and not row.workers_live:
-                problems.append(f"queue {row.queue}: {row.due} jobs are due and no worker serves it")
+                problems.append(f"queue {row.queue}: {unserved(row)}")
             elif row.lag_s > max_lag_s:
                 problems.append(f"queue {row.queue}: the oldest due job waits for {row.lag_s:.1f} s")
         return problems
+
+    def _who(self, reason: str | None) -> Mapping[str, Any]:
+        return {"reason": reason, "actor": self._desk.actor, "via": self._desk.via}
 
     def _wait_until_heard(self, queue: str, wait_s: float) -> None:
         until = time.monotonic() + wait_s
@@ -116,3 +172,10 @@ class Queues:
                         f"queue {queue}: paused, but worker {deaf[0][:8]} has not confirmed; it may still start jobs it had claimed"
                     )
                 time.sleep(PAUSE_STEP_S)
+
+
+def unserved(row: QueueHealth) -> str:
+    """What is wrong with a queue whose due jobs nobody starts."""
+    if not row.known:
+        return "jobs wait and no worker ever served it"
+    return f"{row.due} jobs are due and no worker serves it"

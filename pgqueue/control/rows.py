@@ -122,32 +122,40 @@ class DeadLetterGroup:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class QueueHealth:
-    """One queue: what is due, how late the oldest due job is, who works on it. Counts end at 10,001."""
+    """One queue: what is due, how late the oldest due job is, who works on it, what was promised.
+
+    Counts end at 10,001; `scheduled` counts among the 20,000 soonest of all queues. `known`: a worker served it or a
+    person named it. `lag_s` leaves out what is deferred; what waits for a limit is `limited_lag_s`. `sla_s` and the
+    attributes after it are what holds: set by hand, else configured, else built in.
+    """
 
     queue: str
+    known: bool
+    display_name: str | None
+    tier: str
+    owner: str | None
     paused: bool
     due: int
     due_capped: bool
     scheduled: int
+    scheduled_capped: bool
     held: int
     running: int
     lag_s: float
+    limited_lag_s: float
+    sla_s: float | None
+    sla_target: float
+    run_objective_s: float | None
+    run_target: float
+    dead_letter_limit: int
     workers_live: int
     slots: int
-    dead_waiting: int
     dead_recent: int
+    dead_waiting: int
     paused_at: datetime | None
     paused_by: str | None
     pause_reason: str | None
     paused_until: datetime | None
-
-
-@dataclass(frozen=True, slots=True, kw_only=True)
-class StrayQueue:
-    """A queue that jobs wait in and no worker ever served."""
-
-    queue: str
-    lag_s: float
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

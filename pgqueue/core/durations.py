@@ -101,6 +101,15 @@ def check_moment(value: datetime, *, field: str) -> datetime:
     return value
 
 
+def parse_moment(text: str, *, field: str) -> datetime:
+    """Return a moment written as 2026-12-01T08:00Z. Raises InvalidTime, also for one without a zone."""
+    try:
+        moment = datetime.fromisoformat(text)
+    except ValueError:
+        raise InvalidTime(field, "is not a moment; write it as 2026-12-01T08:00Z") from None
+    return check_moment(moment, field=field)
+
+
 def _parse_text(text: str, field: str) -> float:
     compact = text.strip()
     if len(compact) > _TEXT_CHARS_MAX:

@@ -113,7 +113,13 @@ class Heart:
             if lock_key is not None:
                 conn.execute(b"SELECT pg_catalog.pg_try_advisory_lock(%s)", (lock_key,))
                 self._locked_generation = self._link.generation
-            conn.execute(statement("register_queues"), {"queues": list(state.queues)})
+            conn.execute(
+                statement("register_queues"),
+                {
+                    "queues": list(state.queues),
+                    "defaults": orjson.dumps(settings.queue_defaults()).decode(),
+                },
+            )
             if tasks:
                 conn.execute(statement("register_tasks"), {"tasks": orjson.dumps(tasks).decode()})
             conn.execute(

@@ -113,7 +113,8 @@ FROM (SELECT i.id FROM unnest(%(ids)s::bigint[]) AS i (id) ORDER BY i.id) u
 -- locks:     the queue's row
 -- index:     the primary key
 -- returns:   (since timestamptz)
-SELECT pgqueue.pause(%(queue)s, %(reason)s, clock_timestamp() + make_interval(secs => %(for_s)s::double precision), %(actor)s, %(via)s)
+SELECT pgqueue.pause(%(queue)s, %(reason)s,
+  coalesce(%(until)s::timestamptz, clock_timestamp() + make_interval(secs => %(for_s)s::double precision)), %(actor)s, %(via)s)
 
 -- name: resume_queue
 -- purpose:   lift a pause
@@ -123,6 +124,15 @@ SELECT pgqueue.pause(%(queue)s, %(reason)s, clock_timestamp() + make_interval(se
 -- index:     the primary key
 -- returns:   (lifted boolean)
 SELECT pgqueue.resume(%(queue)s, %(reason)s, %(actor)s, %(via)s)
+
+-- name: set_queue
+-- purpose:   set attributes of a queue
+-- called by: control/queues
+-- guard:     the function's: only known attributes, only what changes
+-- locks:     the queue's row
+-- index:     the primary key
+-- returns:   (change text): created, changed or same
+SELECT pgqueue.set_queue(%(queue)s, %(attributes)s::jsonb, %(reason)s, %(actor)s, %(via)s)
 
 -- name: note_operation
 -- purpose:   the audit row of a deed that no function of its own writes: a look at arguments, a bulk deed's sum

@@ -9,13 +9,23 @@ INSERT INTO pgqueue.workers (id, lock_key, lease_s, pid, host, version, kind, qu
 VALUES (%(id)s, %(lock_key)s, %(lease_s)s, %(pid)s, %(host)s, %(version)s, %(kind)s, %(queues)s::text[], %(slots)s)
 
 -- name: register_queues
--- purpose:   queues that a worker serves are known from its start on
+-- purpose:   queues that a worker serves are known from its start on, with what its configuration says of them
 -- called by: worker/heart.py
--- guard:     ON CONFLICT: a known queue keeps its switches
--- locks:     new rows only
+-- guard:     ON CONFLICT, which alone would wait for whoever is changing the row; only rows that change
+-- locks:     new and changed rows, in the order of their names
 -- index:     the primary key
 -- returns:   nothing
-INSERT INTO pgqueue.queues (name) SELECT q FROM unnest(%(queues)s::text[]) AS q ORDER BY q ON CONFLICT (name) DO NOTHING
+WITH configured AS (
+  SELECT u.queue, %(defaults)s::jsonb -> u.queue AS defaults FROM unnest(%(queues)s::text[]) AS u (queue)
+), made AS (
+  INSERT INTO pgqueue.queues (name, defaults) SELECT c.queue, coalesce(c.defaults, '{}') FROM configured c
+  WHERE NOT EXISTS (SELECT FROM pgqueue.queues q WHERE q.name = c.queue) ORDER BY c.queue
+  ON CONFLICT (name) DO NOTHING
+), stale AS (
+  SELECT q.name, c.defaults FROM configured c JOIN pgqueue.queues q ON q.name = c.queue
+  WHERE c.defaults IS NOT NULL AND c.defaults <> q.defaults ORDER BY q.name FOR UPDATE OF q
+)
+UPDATE pgqueue.queues q SET defaults = s.defaults FROM stale s WHERE q.name = s.name
 
 -- name: register_tasks
 -- purpose:   the tasks' defaults, for producers that do not have the code
@@ -101,7 +111,7 @@ DELETE FROM pgqueue.sleepers WHERE worker_id = %(id)s
 
 -- name: drained
 -- purpose:   whether `--drain` has done its work
--- called by: worker/runtime.py
+-- called by: worker/runtime.py, control/queues
 -- guard:     none
 -- locks:     none
 -- index:     the partial index of each state

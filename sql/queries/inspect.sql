@@ -196,37 +196,18 @@ ORDER BY s.dead DESC, s.last_at DESC, s.error_fingerprint
 LIMIT %(limit)s
 
 -- name: queue_health
--- purpose:   every known queue: what is due, how late, who works on it
--- called by: control/queues
+-- purpose:   every queue: what is due, how late, who works on it, what was promised
+-- called by: control/queues, control/doctor
 -- guard:     none
 -- locks:     none
 -- index:     those of the view
 -- returns:   the view's rows, by name, with the pause's why and until
-SELECT h.queue, h.paused, h.due, h.due_capped, h.scheduled, h.held, h.running, h.lag_s, h.workers_live, h.slots, h.dead_waiting, h.dead_recent,
-  q.paused_at, q.paused_by, q.pause_reason, q.paused_until
-FROM pgqueue.queue_health h JOIN pgqueue.queues q ON q.name = h.queue
+SELECT h.queue, h.known, h.display_name, h.tier, h.owner, h.paused, h.due, h.due_capped, h.scheduled, h.scheduled_capped, h.held, h.running,
+  h.lag_s, h.limited_lag_s, h.sla_s, h.sla_target, h.run_objective_s, h.run_target, h.dead_letter_limit, h.workers_live, h.slots,
+  h.dead_recent, h.dead_waiting, q.paused_at, q.paused_by, q.pause_reason, q.paused_until
+FROM pgqueue.queue_health h LEFT JOIN pgqueue.queues q ON q.name = h.queue
 WHERE %(queue)s::text IS NULL OR h.queue = %(queue)s::text
 ORDER BY h.queue
-
--- name: stray_queues
--- purpose:   queues that jobs wait in and no worker ever served, so that no table names them
--- called by: control/queues, control/doctor
--- guard:     none
--- locks:     none
--- index:     jobs_lane_idx, one probe per queue (a loose scan)
--- returns:   (queue text, lag_s double precision) of the oldest job that is due
-WITH RECURSIVE lanes AS (
-  (SELECT j.queue FROM pgqueue.jobs j WHERE j.ready_seq IS NOT NULL ORDER BY j.queue LIMIT 1)
-  UNION ALL
-  SELECT (SELECT j.queue FROM pgqueue.jobs j WHERE j.ready_seq IS NOT NULL AND j.queue > l.queue ORDER BY j.queue LIMIT 1)
-  FROM lanes l WHERE l.queue IS NOT NULL
-)
-SELECT l.queue, greatest(0, date_part('epoch', clock_timestamp() - head.run_at)) AS lag_s
-FROM lanes l
-CROSS JOIN LATERAL (SELECT j.run_at FROM pgqueue.jobs j WHERE j.ready_seq IS NOT NULL AND j.queue = l.queue
-  ORDER BY j.priority, j.ready_seq LIMIT 1) head
-WHERE NOT EXISTS (SELECT FROM pgqueue.queues q WHERE q.name = l.queue)
-ORDER BY l.queue
 
 -- name: queue_exists
 -- purpose:   tell an unknown queue from one that was not paused

@@ -6,7 +6,22 @@ CREATE TABLE pgqueue.queues (
   paused_by text,
   pause_reason text,
   paused_until timestamptz,
-  CONSTRAINT queues_name_check CHECK (name ~ '^[a-z][a-z0-9_.-]{0,62}$')
+  sla_s double precision,
+  sla_target double precision,
+  run_objective_s double precision,
+  run_target double precision,
+  dead_letter_limit integer,
+  tier text,
+  owner text,
+  display_name text,
+  defaults jsonb NOT NULL DEFAULT '{}',
+  CONSTRAINT queues_name_check CHECK (name ~ '^[a-z][a-z0-9_.-]{0,62}$'),
+  CONSTRAINT queues_sla_check CHECK (sla_s BETWEEN 0.001 AND 31622400 AND sla_target > 0 AND sla_target < 1),
+  CONSTRAINT queues_run_check CHECK (run_objective_s BETWEEN 0.001 AND 31622400 AND run_target > 0 AND run_target < 1),
+  CONSTRAINT queues_dead_letter_limit_check CHECK (dead_letter_limit >= 0),
+  CONSTRAINT queues_tier_check CHECK (tier IN ('critical', 'standard')),
+  CONSTRAINT queues_words_check CHECK (length(owner) BETWEEN 1 AND 200 AND length(display_name) BETWEEN 1 AND 200),
+  CONSTRAINT queues_defaults_check CHECK (jsonb_typeof(defaults) = 'object')
 );
 COMMENT ON TABLE pgqueue.queues IS 'Known queues and their switches; workers add the ones they serve';
 COMMENT ON COLUMN pgqueue.queues.name IS 'Queue name';
@@ -15,6 +30,15 @@ COMMENT ON COLUMN pgqueue.queues.paused_at IS 'Since when nothing new starts; NU
 COMMENT ON COLUMN pgqueue.queues.paused_by IS 'Who paused it';
 COMMENT ON COLUMN pgqueue.queues.pause_reason IS 'Why';
 COMMENT ON COLUMN pgqueue.queues.paused_until IS 'When the pause ends by itself; NULL = never';
+COMMENT ON COLUMN pgqueue.queues.sla_s IS 'Seconds within which a due job is to start; NULL here and in the attributes below = as in defaults, else as built in';
+COMMENT ON COLUMN pgqueue.queues.sla_target IS 'Share of starts that are to keep it; built in: 0.99';
+COMMENT ON COLUMN pgqueue.queues.run_objective_s IS 'Seconds that a run is to take at most';
+COMMENT ON COLUMN pgqueue.queues.run_target IS 'Share of ended jobs that are to succeed within it; built in: 0.995';
+COMMENT ON COLUMN pgqueue.queues.dead_letter_limit IS 'Dead letters allowed per 15 minutes before an alert; built in: 0';
+COMMENT ON COLUMN pgqueue.queues.tier IS 'critical wakes people, standard (built in) warns';
+COMMENT ON COLUMN pgqueue.queues.owner IS 'The team that is asked about it';
+COMMENT ON COLUMN pgqueue.queues.display_name IS 'Its name for people';
+COMMENT ON COLUMN pgqueue.queues.defaults IS 'The same attributes as the configuration of the last started worker gives them; what stands in a column wins';
 
 CREATE TABLE pgqueue.tasks (
   name text PRIMARY KEY,

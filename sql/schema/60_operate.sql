@@ -126,6 +126,9 @@ RETURNS timestamptz LANGUAGE plpgsql VOLATILE SECURITY DEFINER SET search_path =
 DECLARE
   since timestamptz;
 BEGIN
+  IF pause.until <= clock_timestamp() THEN
+    RAISE EXCEPTION 'until: lies in the past; give a later moment' USING ERRCODE = '22023';
+  END IF;
   INSERT INTO pgqueue.queues AS q (name, paused_at, paused_by, pause_reason, paused_until)
     VALUES (pause.queue, clock_timestamp(), coalesce(pause.actor, session_user), pause.reason, pause.until)
     ON CONFLICT (name) DO UPDATE SET paused_at = coalesce(q.paused_at, excluded.paused_at), paused_by = excluded.paused_by,
@@ -151,3 +154,33 @@ BEGIN
   RETURN true;
 END $$;
 COMMENT ON FUNCTION pgqueue.resume IS 'Lifts a pause; false if the queue was not paused';
+
+CREATE FUNCTION pgqueue.set_queue(queue text, attributes jsonb, reason text DEFAULT NULL, actor text DEFAULT NULL, via text DEFAULT NULL)
+RETURNS text LANGUAGE plpgsql VOLATILE SECURITY DEFINER SET search_path = pg_catalog, pg_temp AS $$
+#variable_conflict use_column
+DECLARE
+  known text[] := ARRAY['sla_s', 'sla_target', 'run_objective_s', 'run_target', 'dead_letter_limit', 'tier', 'owner', 'display_name'];
+  old pgqueue.queues;
+  new pgqueue.queues;
+  made boolean;
+BEGIN
+  IF attributes = '{}' OR EXISTS (SELECT FROM jsonb_object_keys(attributes) AS k (name) WHERE k.name <> ALL (known)) THEN
+    RAISE EXCEPTION 'attributes: must name one or more of %', array_to_string(known, ', ') USING ERRCODE = '22023';
+  END IF;
+  INSERT INTO pgqueue.queues (name) VALUES (set_queue.queue) ON CONFLICT (name) DO NOTHING;
+  made := FOUND;
+  SELECT * INTO old FROM pgqueue.queues q WHERE q.name = set_queue.queue FOR UPDATE;
+  new := jsonb_populate_record(old, attributes);
+  IF new IS NOT DISTINCT FROM old AND NOT made THEN
+    RETURN 'same';
+  END IF;
+  UPDATE pgqueue.queues q SET sla_s = new.sla_s, sla_target = new.sla_target, run_objective_s = new.run_objective_s,
+      run_target = new.run_target, dead_letter_limit = new.dead_letter_limit, tier = new.tier, owner = new.owner,
+      display_name = new.display_name
+    WHERE q.name = set_queue.queue;
+  PERFORM pgqueue.note_operation(set_queue.actor, set_queue.via, 'set', 'queue ' || set_queue.queue, set_queue.reason,
+    detail => jsonb_build_object('to', attributes, 'was',
+      (SELECT jsonb_object_agg(k.name, to_jsonb(old) -> k.name) FROM jsonb_object_keys(attributes) AS k (name))));
+  RETURN CASE WHEN made THEN 'created' ELSE 'changed' END;
+END $$;
+COMMENT ON FUNCTION pgqueue.set_queue IS 'Sets attributes of a queue (null = as configured or built in), making it known if it was not: created, changed or same';

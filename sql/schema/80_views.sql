@@ -1,35 +1,87 @@
 -- What DBAs and dashboards read. No arguments, headers, results or tracebacks in any of them.
 
+-- Bounded whatever lies in the tables: names are found by stepping from one queue to the next in an index, counts
+-- stop at 10,001, what is scheduled and what died lately is looked at through one window each, lag at lane heads.
+-- A lane's index holds what is ready and what runs. OFFSET 0 keeps a small table's join from reading all of jobs, and
+-- an ORDER BY keeps a bitmap from reading a whole queue before the count stops.
 CREATE VIEW pgqueue.queue_health AS
-SELECT q.name AS queue, q.paused_at IS NOT NULL AS paused,
-  due.n AS due, due.n > 10000 AS due_capped,
-  (SELECT count(*) FROM (SELECT FROM pgqueue.jobs j WHERE j.ready_seq IS NULL AND j.hold_reason IS NULL AND j.queue = q.name LIMIT 10001) c) AS scheduled,
-  (SELECT count(*) FROM (SELECT FROM pgqueue.jobs j WHERE j.hold_reason IS NOT NULL AND j.queue = q.name LIMIT 10001) c) AS held,
-  coalesce(r.running, 0) AS running,
-  coalesce((SELECT greatest(0, extract(epoch FROM max(clock_timestamp() - head.run_at)))
-    FROM generate_series(0, 9) AS p (priority)
-    CROSS JOIN LATERAL (SELECT j.run_at FROM pgqueue.jobs j
-      WHERE j.ready_seq IS NOT NULL AND j.state = 'ready' AND j.queue = q.name AND j.priority = p.priority ORDER BY j.ready_seq LIMIT 1) head), 0)::double precision AS lag_s,
-  (SELECT count(*) FROM pgqueue.workers w WHERE w.status = 'live' AND q.name = ANY (w.queues)
-    AND w.beat_at > clock_timestamp() - make_interval(secs => w.lease_s)) AS workers_live,
-  (SELECT coalesce(sum(w.slots), 0) FROM pgqueue.workers w WHERE w.status = 'live' AND q.name = ANY (w.queues)
-    AND w.beat_at > clock_timestamp() - make_interval(secs => w.lease_s)) AS slots,
-  (SELECT count(*) FROM (SELECT FROM pgqueue.dead_letter_jobs d WHERE d.queue = q.name AND d.redriven_as IS NULL LIMIT 10001) c) AS dead_waiting,
-  (SELECT count(*) FROM (SELECT FROM pgqueue.dead_letter_jobs d WHERE d.queue = q.name AND d.redriven_as IS NULL
-    AND d.created_at > clock_timestamp() - interval '15 minutes' LIMIT 10001) c) AS dead_recent
-FROM pgqueue.queues q
-LEFT JOIN (SELECT j.queue, count(*) AS running FROM pgqueue.claims c CROSS JOIN LATERAL unnest(c.job_ids) AS m (id)
-  JOIN pgqueue.jobs j ON j.id = m.id AND j.claim_id = c.claim_id GROUP BY j.queue) r ON r.queue = q.name
+WITH RECURSIVE lanes AS (
+  (SELECT j.queue FROM pgqueue.jobs j WHERE j.ready_seq IS NOT NULL ORDER BY j.queue LIMIT 1)
+  UNION ALL
+  SELECT (SELECT j.queue FROM pgqueue.jobs j WHERE j.ready_seq IS NOT NULL AND j.queue > l.queue ORDER BY j.queue LIMIT 1)
+  FROM lanes l WHERE l.queue IS NOT NULL
+), held_places AS (
+  (SELECT j.hold_reason, j.queue FROM pgqueue.jobs j WHERE j.hold_reason IS NOT NULL ORDER BY j.hold_reason, j.queue LIMIT 1)
+  UNION ALL
+  SELECT n.hold_reason, n.queue FROM held_places p
+  CROSS JOIN LATERAL (SELECT j.hold_reason, j.queue FROM pgqueue.jobs j
+    WHERE j.hold_reason IS NOT NULL AND (j.hold_reason, j.queue) > (p.hold_reason, p.queue) ORDER BY j.hold_reason, j.queue LIMIT 1) n
+), held AS (
+  SELECT p.queue, sum(c.n)::bigint AS n, min(first.run_at) FILTER (WHERE p.hold_reason IN ('concurrency', 'rate')) AS limited_at
+  FROM held_places p
+  CROSS JOIN LATERAL (SELECT count(*) AS n FROM (SELECT FROM pgqueue.jobs j
+    WHERE j.hold_reason = p.hold_reason AND j.queue = p.queue ORDER BY j.id LIMIT 10001) w) c
+  LEFT JOIN LATERAL (SELECT j.run_at FROM pgqueue.jobs j
+    WHERE j.hold_reason = p.hold_reason AND j.queue = p.queue ORDER BY j.id LIMIT 1) first ON true
+  GROUP BY p.queue
+), soonest AS MATERIALIZED (
+  SELECT j.queue, j.run_at FROM pgqueue.jobs j WHERE j.ready_seq IS NULL AND j.hold_reason IS NULL ORDER BY j.run_at LIMIT 20001
+), scheduled AS (
+  SELECT s.queue, count(*) AS n, count(*) FILTER (WHERE s.run_at <= clock_timestamp()) AS overdue, min(s.run_at) AS first_at
+  FROM soonest s GROUP BY s.queue
+), died AS (
+  SELECT w.queue, count(*) AS n FROM (SELECT d.queue FROM pgqueue.dead_letter_jobs d
+    WHERE d.created_at > (SELECT clock_timestamp()) - interval '15 minutes' ORDER BY d.created_at DESC LIMIT 10001) w GROUP BY w.queue
+), running AS (
+  SELECT r.queue, count(*) AS n FROM pgqueue.claims c CROSS JOIN LATERAL unnest(c.job_ids) AS m (id)
+  CROSS JOIN LATERAL (SELECT j.queue FROM pgqueue.jobs j WHERE j.id = m.id AND j.claim_id = c.claim_id OFFSET 0) r GROUP BY r.queue
+), served AS (
+  SELECT s.queue, count(*) AS workers, sum(w.slots) AS slots
+  FROM pgqueue.workers w CROSS JOIN LATERAL unnest(w.queues) AS s (queue)
+  WHERE w.status = 'live' AND w.beat_at > clock_timestamp() - make_interval(secs => w.lease_s) GROUP BY s.queue
+), named AS (
+  SELECT q.name AS queue FROM pgqueue.queues q
+  UNION SELECT l.queue FROM lanes l WHERE l.queue IS NOT NULL
+  UNION SELECT h.queue FROM held h
+  UNION SELECT s.queue FROM scheduled s
+)
+SELECT n.queue, q.name IS NOT NULL AS known, coalesce(q.display_name, q.defaults ->> 'display_name') AS display_name,
+  coalesce(q.tier, q.defaults ->> 'tier', 'standard') AS tier, coalesce(q.owner, q.defaults ->> 'owner') AS owner,
+  coalesce(q.paused_at IS NOT NULL AND (q.paused_until IS NULL OR q.paused_until > clock_timestamp()), false) AS paused,
+  least(10001, greatest(0, lane.n - coalesce(r.n, 0)) + coalesce(s.overdue, 0)) AS due, lane.n + coalesce(s.overdue, 0) > 10000 AS due_capped,
+  coalesce(s.n, 0) AS scheduled, (SELECT count(*) > 20000 FROM soonest) AS scheduled_capped, least(10001, coalesce(h.n, 0)) AS held,
+  coalesce(r.n, 0) AS running,
+  greatest(0, extract(epoch FROM clock_timestamp() - least(head.due_at, s.first_at)))::double precision AS lag_s,
+  greatest(0, extract(epoch FROM clock_timestamp() - h.limited_at))::double precision AS limited_lag_s,
+  coalesce(q.sla_s, (q.defaults ->> 'sla_s')::double precision) AS sla_s,
+  coalesce(q.sla_target, (q.defaults ->> 'sla_target')::double precision, 0.99) AS sla_target,
+  coalesce(q.run_objective_s, (q.defaults ->> 'run_objective_s')::double precision) AS run_objective_s,
+  coalesce(q.run_target, (q.defaults ->> 'run_target')::double precision, 0.995) AS run_target,
+  coalesce(q.dead_letter_limit, (q.defaults ->> 'dead_letter_limit')::integer, 0) AS dead_letter_limit,
+  coalesce(v.workers, 0) AS workers_live, coalesce(v.slots, 0) AS slots, coalesce(d.n, 0) AS dead_recent,
+  (SELECT count(*) FROM (SELECT FROM pgqueue.dead_letter_jobs l WHERE l.queue = n.queue AND l.redriven_as IS NULL
+    ORDER BY l.task, l.created_at LIMIT 10001) w) AS dead_waiting
+FROM named n
+LEFT JOIN pgqueue.queues q ON q.name = n.queue
+LEFT JOIN held h ON h.queue = n.queue
+LEFT JOIN scheduled s ON s.queue = n.queue
+LEFT JOIN died d ON d.queue = n.queue
+LEFT JOIN running r ON r.queue = n.queue
+LEFT JOIN served v ON v.queue = n.queue
 CROSS JOIN LATERAL (SELECT count(*) AS n FROM (SELECT FROM pgqueue.jobs j
-  WHERE j.ready_seq IS NOT NULL AND j.state = 'ready' AND j.queue = q.name LIMIT 10001) c) due;
-COMMENT ON VIEW pgqueue.queue_health IS 'One row per queue: what is due, how late the oldest is, who works on it; counts are capped at 10,001';
+  WHERE j.ready_seq IS NOT NULL AND j.queue = n.queue ORDER BY j.priority, j.ready_seq LIMIT 10001) w) lane
+CROSS JOIN LATERAL (SELECT min(first.due_at) AS due_at FROM generate_series(0, 9) AS p (priority)
+  CROSS JOIN LATERAL (SELECT j.run_at AS due_at FROM pgqueue.jobs j
+    WHERE j.ready_seq IS NOT NULL AND j.state = 'ready' AND j.queue = n.queue AND j.priority = p.priority
+    ORDER BY j.ready_seq LIMIT 1) first) head;
+COMMENT ON VIEW pgqueue.queue_health IS 'One row per queue, also those that no worker ever served (known = false): what is due, how late the oldest is (lag_s, not that of deferred or limited jobs), who works on it, what was promised. Counts end at 10,001; scheduled ones at the 20,000 soonest of all queues';
 
 CREATE VIEW pgqueue.running_jobs AS
 SELECT j.id AS job_id, j.queue, j.task, j.attempt, j.max_attempts, j.started_at,
   extract(epoch FROM clock_timestamp() - j.started_at)::double precision AS age_s,
   j.worker_id, w.host, w.pid, w.status AS worker_status, j.cancel_requested_at
 FROM pgqueue.claims c CROSS JOIN LATERAL unnest(c.job_ids) AS m (id)
-JOIN pgqueue.jobs j ON j.id = m.id AND j.claim_id = c.claim_id
+CROSS JOIN LATERAL (SELECT * FROM pgqueue.jobs r WHERE r.id = m.id AND r.claim_id = c.claim_id OFFSET 0) j
 LEFT JOIN pgqueue.workers w ON w.id = j.worker_id;
 COMMENT ON VIEW pgqueue.running_jobs IS 'Claimed jobs and where they run';
 

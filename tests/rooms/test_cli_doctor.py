@@ -280,6 +280,6 @@ def test_stats_shows_what_is_wrong_first(
     assert main(["--dsn", database.dsn, "stats"]) == 0
     lines = capsys.readouterr().out.splitlines()
     assert lines[0].startswith("0 workers, 0 of 0 slots busy")
-    assert [line.split()[0] for line in lines[1:4]] == ["queue", "late", "calm"]
-    assert "forgotten" in lines[4]
+    assert [line.split()[0] for line in lines[1:5]] == ["queue", "late", "forgotten", "calm"]
+    assert lines[5] == "queue forgotten: jobs wait and no worker ever served it"
     assert main(["--dsn", database.dsn, "stats", "-w", "0"]) == 2

@@ -131,7 +131,6 @@ HOT = re.compile(r"^(jobs|job_history|dead_letter_jobs|job_transitions)")
             60,
         ),
         ("find_dead_letters", {"ids": [300_001, 300_100]}, 60),
-        ("stray_queues", {}, 400),
         ("live_upper", {}, 20),
         ("dead_upper", {}, 20),
         ("doctor_waiting", {}, 60),
@@ -181,11 +180,6 @@ def test_bulk_matching_walks_windows_to_the_end_it_had_when_it_began(seeded: Dat
     assert row is not None
     assert row[0] == 20_000  # one window
     assert len(row[1]) == 1_000
-
-
-def test_a_queue_that_no_worker_ever_served_is_found_among_many_jobs(seeded: Database) -> None:
-    rows = seeded.connect().execute(statement("stray_queues")).fetchall()
-    assert [row[0] for row in rows] == ["q19"]
 
 
 DBA = sorted((ROOT / "sql" / "dba").glob("*.sql"))

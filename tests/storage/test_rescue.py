@@ -351,7 +351,7 @@ def test_registering_makes_the_row_that_people_see(conn: psycopg.Connection[Any]
 
 def test_queues_become_known_and_keep_their_switches(conn: psycopg.Connection[Any], hand: Hand) -> None:
     conn.execute("SELECT pgqueue.pause('pay')")
-    hand.run("register_queues", queues=["pay", "mail"])
+    hand.run("register_queues", queues=["pay", "mail"], defaults="{}")
     rows = conn.execute("SELECT name, paused_at IS NOT NULL FROM pgqueue.queues ORDER BY name").fetchall()
     assert rows == [("mail", False), ("pay", True)]
 
