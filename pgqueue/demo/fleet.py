@@ -128,21 +128,31 @@ class Fleet:
             "PGQUEUE_LOG_FORMAT": "json",
             "PGQUEUE_LOG_LEVEL": "warning",
             "RIDES_DEMO_SPEED": repr(speed),
+            "RIDES_DEMO_BEGAN": repr(time.time()),
         }
         self._log_dir = log_dir
         self.workers: list[Member] = []
+        self.schedulers: list[Member] = []
         self.api: Member | None = None
 
     def start_workers(self, number: int) -> None:
         """Start workers as anybody would: by the command line."""
         command = [
             *(sys.executable, "-m", "pgqueue", "worker", "-A", "pgqueue.demo.app:app"),
-            *("-q", "critical:4,default:4,mail:2"),
+            *("-q", "critical:4,default:4,mail:2,batch:2"),
         ]
         for place in range(1, number + 1):
             member = self._member(f"worker-{place}", command)
             member.start()
             self.workers.append(member)
+
+    def start_schedulers(self, number: int) -> None:
+        """Start schedulers: one leads, the others wait for its end."""
+        command = [sys.executable, "-m", "pgqueue", "scheduler", "-A", "pgqueue.demo.app:app"]
+        for place in range(1, number + 1):
+            member = self._member(f"scheduler-{place}", command)
+            member.start()
+            self.schedulers.append(member)
 
     def start_api(self) -> None:
         """Start the API simulator."""
@@ -163,7 +173,8 @@ class Fleet:
     def stop(self) -> None:
         """Stop everything in order; what does not leave in time is killed."""
         self.stop_api()
-        _stop(self.workers)
+        _stop([*self.schedulers, *self.workers])
+        self.schedulers.clear()
         self.workers.clear()
 
     def last_words(self) -> str:
@@ -186,7 +197,7 @@ class Fleet:
             member.wait(END_TIMEOUT_S)
 
     def _members(self) -> list[Member]:
-        return [*self.workers, *([self.api] if self.api is not None else [])]
+        return [*self.schedulers, *self.workers, *([self.api] if self.api is not None else [])]
 
     def _member(self, name: str, command: Sequence[str]) -> Member:
         return Member(name, command, self._environment, self._log_dir / f"{name}.log")

@@ -5,7 +5,7 @@ Called by the demo's loop with the demo's own connection; each function is one s
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import astuple, dataclass
 from typing import Any
 
 import psycopg
@@ -15,22 +15,19 @@ from pgqueue.demo.statements import PROOF, READY, SCORE, UNFINISHED
 
 @dataclass(frozen=True, slots=True)
 class Proof:
-    """Four counts that are zero as long as the promises hold."""
+    """Counts that are zero as long as the promises hold."""
 
     captured_twice: int
     captured_without_ledger: int
     ledger_without_settlement: int
     rides_lost: int
+    fires_not_once: int
+    incentives_twice: int
 
     @property
     def ok(self) -> bool:
         """Whether all of them are zero."""
-        return not (
-            self.captured_twice
-            or self.captured_without_ledger
-            or self.ledger_without_settlement
-            or self.rides_lost
-        )
+        return not any(astuple(self))
 
     def lines(self) -> list[tuple[str, int]]:
         """The counts with their names in words."""
@@ -39,6 +36,8 @@ class Proof:
             ("captured without ledger row", self.captured_without_ledger),
             ("ledger row whose job is not settled", self.ledger_without_settlement),
             ("rides lost", self.rides_lost),
+            ("scheduled fires not exactly once", self.fires_not_once),
+            ("incentives paid twice for a week", self.incentives_twice),
         ]
 
 
@@ -55,6 +54,8 @@ class Score:
     rescued: int
     kills: int
     cuts: int
+    fires: int
+    incentives: int
     lag_p95_s: float | None
     live_jobs: int
 
@@ -74,9 +75,9 @@ def unfinished(conn: psycopg.Connection[Any], *, within_s: float) -> int:
     return int(_row(conn, UNFINISHED, {"within_s": within_s})[0])
 
 
-def is_ready(conn: psycopg.Connection[Any], *, workers: int) -> bool:
-    """Whether so many workers live and the API has booked its first ride."""
-    return bool(_row(conn, READY, {"workers": workers})[0])
+def is_ready(conn: psycopg.Connection[Any], *, workers: int, schedules: int) -> bool:
+    """Whether so many workers live, so many schedules are known, and the API has booked its first ride."""
+    return bool(_row(conn, READY, {"workers": workers, "schedules": schedules})[0])
 
 
 def _row(conn: psycopg.Connection[Any], text: bytes, parameters: dict[str, Any]) -> tuple[Any, ...]:

@@ -18,7 +18,8 @@ from typing import Any, Final
 
 import psycopg
 
-from pgqueue.demo.app import FEE_AFTER_S, SPEED, capture_payment, charge_cancellation_fee
+from pgqueue.demo.rides import FEE_AFTER_S, capture_payment, charge_cancellation_fee
+from pgqueue.demo.story import SPEED
 
 REQUEST_THREADS: Final = 2
 RIDES_PER_S: Final = 25.0
@@ -32,6 +33,7 @@ NOBODY_CONFIRMS: Final = 8  # … find no driver, so the deferred fee falls due
 # … and how many of a thousand cards
 DECLINED: Final = 8
 UNREADABLE: Final = 2
+DRIVERS: Final = 40
 SENT_TWICE: Final = 10  # of a hundred completions, because the answer came late
 
 Request = Callable[["Api"], None]
@@ -110,8 +112,8 @@ def confirm(api: Api, ride_id: int) -> None:
     """A driver takes the ride."""
     with api.conn.transaction():
         api.conn.execute(
-            "UPDATE rides_demo.rides SET status = 'confirmed' WHERE id = %s AND status = 'requested'",
-            (ride_id,),
+            "UPDATE rides_demo.rides SET status = 'confirmed', driver_id = %s WHERE id = %s AND status = 'requested'",
+            (_dice.randint(1, DRIVERS), ride_id),
         )
     api.later(_dice.uniform(60, 240), lambda api: complete(api, ride_id))
 
@@ -139,11 +141,13 @@ def _complete(api: Api, ride_id: int) -> None:
     with api.conn.transaction():
         row = api.conn.execute(
             "UPDATE rides_demo.rides SET status = 'completed', ended_at = coalesce(ended_at, clock_timestamp())"
-            " WHERE id = %s AND status IN ('confirmed', 'completed') RETURNING amount_cents, card",
+            " WHERE id = %s AND status IN ('confirmed', 'completed') RETURNING amount_cents, card, capture_job_id, driver_id",
             (ride_id,),
         ).fetchone()
         if row is None:
             return
+        if row[2] is None:
+            api.conn.execute("UPDATE rides_demo.drivers SET rides = rides + 1 WHERE id = %s", (row[3],))
         # The key makes a second completion the same job.
         job = capture_payment.using(idempotency_key=f"ride:{ride_id}:capture").enqueue(
             api.conn, ride_id=ride_id, amount_cents=row[0], card=row[1]

@@ -29,6 +29,8 @@ CLEAN = {
     "captured_without_ledger": 0,
     "ledger_without_settlement": 0,
     "rides_lost": 0,
+    "fires_not_once": 0,
+    "incentives_twice": 0,
 }
 BUSY = re.compile(r"captures [1-9]")
 OTHERS = {"PGHOST": "nowhere.invalid", "PGOPTIONS": "-c nonsense=1", "PGQUEUE_LEASE_S": "nonsense"}
@@ -75,6 +77,7 @@ def test_it_holds_its_proof_while_workers_are_killed() -> None:
     assert result["rides"] > result["captures"] > 0
     assert result["receipts"] > 0
     assert result["kills"] > 0
+    assert result["fires"] > 0
     assert result["lag_p95_s"] > 0
 
 
@@ -127,7 +130,16 @@ VIOLATIONS = {
     "ledger_without_settlement": """
         INSERT INTO rides_demo.ledger (job_id, ride_id, kind, amount_cents) VALUES (999, 2, 'fee', 500)""",
     "rides_lost": "INSERT INTO rides_demo.rides (status, amount_cents, card) VALUES ('completed', 900, 'good')",
+    "fires_not_once": "DELETE FROM pgqueue.schedule_runs WHERE run_key = '7'",
+    "incentives_twice": """
+        INSERT INTO rides_demo.incentives (driver_id, week, job_id, amount_cents) VALUES (1, 1, 105, 150)""",
 }
+OTHER_WRONG_FIRES = [
+    """INSERT INTO pgqueue.schedule_runs (schedule, run_key, fire_at, outcome, job_id, leader)
+    SELECT schedule, 'again', fire_at, outcome, job_id, leader FROM pgqueue.schedule_runs WHERE run_key = '3'""",
+    "INSERT INTO rides_demo.fires SELECT * FROM rides_demo.fires LIMIT 1",
+    "UPDATE pgqueue.schedules SET next_fire_at = now() - interval '1 minute'",
+]
 # A ride in each of the places where it may be: captured, waiting, dead, and not completed at all.
 SOUND = """
     INSERT INTO rides_demo.rides (status, amount_cents, card, capture_job_id) VALUES
@@ -142,6 +154,13 @@ SOUND = """
     INSERT INTO rides_demo.rides (status, amount_cents, card, capture_job_id) VALUES ('completed', 900, 'declined', 103);
     INSERT INTO pgqueue.dead_letter_jobs (job_id, queue, task, args, priority, reason, attempts, max_attempts, first_failed_at, failed_at, created_at, job_created_at)
       VALUES (103, 'critical', 'capture_payment', '{}', 5, 'rejected', 1, 6, now(), now(), now(), now());
+    INSERT INTO rides_demo.incentives (driver_id, week, job_id, amount_cents) VALUES (1, 1, 104, 150), (2, 1, 105, 150), (1, 2, 106, 150);
+    INSERT INTO pgqueue.schedules (name, task, every_s, starts_at, created_at, last_fire_at, next_fire_at)
+      VALUES ('hourly', 'rank', 60, now() - interval '20 minutes', now() - interval '615 seconds', now() - interval '30 seconds', now()),
+        ('not-yet', 'rank', 86400, now() + interval '1 second', now() - interval '615 seconds', now() - interval '615 seconds', now() + interval '1 second');
+    INSERT INTO pgqueue.schedule_runs (schedule, run_key, fire_at, outcome, job_id, leader)
+      SELECT 'hourly', n::text, now() - n * interval '1 minute', 'enqueued', 200 + n, 'a' FROM generate_series(1, 10) n;
+    INSERT INTO rides_demo.fires (schedule, fire_at, job_id) SELECT schedule, fire_at, job_id FROM pgqueue.schedule_runs;
 """
 
 
@@ -149,13 +168,14 @@ def test_proof_is_silent_about_a_sound_history(database: Database) -> None:
     conn = database.connect()
     conn.execute(SCHEMA)
     conn.execute(SOUND)
-    assert prove(conn) == Proof(0, 0, 0, 0)
+    assert prove(conn) == Proof(0, 0, 0, 0, 0, 0)
     numbers = score(conn, window_s=60)
     assert (numbers.rides, numbers.captures, numbers.dead_letters, numbers.live_jobs) == (5, 1, 1, 1)
     assert numbers.lag_p95_s == pytest.approx(0.25)
     assert unfinished(conn, within_s=1) == 1
-    assert not is_ready(conn, workers=1)
-    assert is_ready(conn, workers=0)
+    assert not is_ready(conn, workers=1, schedules=1)
+    assert not is_ready(conn, workers=0, schedules=3)
+    assert is_ready(conn, workers=0, schedules=2)
 
 
 @pytest.mark.parametrize("name", VIOLATIONS)
@@ -169,6 +189,15 @@ def test_proof_finds_what_is_planted_and_nothing_else(database: Database, name: 
     assert {planted: getattr(found, planted) for planted in VIOLATIONS} == {
         planted: int(planted == name) for planted in VIOLATIONS
     }
+
+
+@pytest.mark.parametrize("planted", OTHER_WRONG_FIRES, ids=["logged-twice", "served-twice", "forgotten"])
+def test_proof_finds_each_way_in_which_a_schedule_goes_wrong(database: Database, planted: str) -> None:
+    conn = database.connect()
+    conn.execute(SCHEMA)
+    conn.execute(SOUND)
+    conn.execute(planted)
+    assert prove(conn).fires_not_once >= 1
 
 
 def test_a_drain_waits_for_retries_and_for_what_is_due_soon(database: Database) -> None:

@@ -1,3 +1,4 @@
--- Whether everybody is at work: the workers have registered, and the API has booked its first ride.
+-- Whether everybody is at work: the workers have registered, the schedules are stored, and the API has booked its first ride.
 SELECT (SELECT count(*) FROM pgqueue.workers w WHERE w.status = 'live' AND w.kind = 'worker') >= %(workers)s
   AND EXISTS (SELECT FROM rides_demo.rides)
+  AND (SELECT count(*) FROM pgqueue.schedules) >= %(schedules)s

@@ -8,6 +8,7 @@ CREATE TABLE rides_demo.rides (
   card text NOT NULL,
   booked_at timestamptz NOT NULL DEFAULT clock_timestamp(),
   ended_at timestamptz,
+  driver_id integer,
   fee_job_id bigint,
   capture_job_id bigint,
   CONSTRAINT rides_status_check CHECK (status IN ('requested', 'confirmed', 'completed', 'cancelled'))
@@ -52,10 +53,50 @@ CREATE TABLE rides_demo.fees (
 );
 COMMENT ON TABLE rides_demo.fees IS 'Cancellation fees charged';
 
+CREATE TABLE rides_demo.drivers (
+  id integer PRIMARY KEY,
+  rides integer NOT NULL DEFAULT 0,
+  rides_paid integer NOT NULL DEFAULT 0,
+  week integer NOT NULL DEFAULT 0,
+  place integer
+);
+INSERT INTO rides_demo.drivers (id) SELECT generate_series(1, 40);
+COMMENT ON TABLE rides_demo.drivers IS 'Drivers: rides completed, rides that incentives were paid for, weeks closed, place in the ranking';
+
+CREATE TABLE rides_demo.promos (
+  code text PRIMARY KEY,
+  last_day date NOT NULL,
+  expired_by bigint
+);
+INSERT INTO rides_demo.promos (code, last_day) SELECT 'RIDE' || n, current_date - 1 + (n / 50) FROM generate_series(1, 99) n;
+COMMENT ON TABLE rides_demo.promos IS 'Promo codes, and the job that took their value away';
+
+CREATE TABLE rides_demo.surges (
+  job_id bigint NOT NULL,
+  waiting integer NOT NULL,
+  set_at timestamptz NOT NULL DEFAULT clock_timestamp()
+);
+COMMENT ON TABLE rides_demo.surges IS 'How many riders waited, minute by minute of the story';
+
+CREATE TABLE rides_demo.incentives (
+  driver_id integer NOT NULL,
+  week integer NOT NULL,
+  job_id bigint NOT NULL,
+  amount_cents integer NOT NULL
+);
+COMMENT ON TABLE rides_demo.incentives IS 'Weekly payments to drivers; PROOF says that nobody has two for a week';
+
+CREATE TABLE rides_demo.fires (
+  schedule text NOT NULL,
+  fire_at timestamptz NOT NULL,
+  job_id bigint NOT NULL
+);
+COMMENT ON TABLE rides_demo.fires IS 'Which fire of a schedule was served by which job, written in the job''s transaction';
+
 CREATE TABLE rides_demo.incidents (
   id bigint GENERATED ALWAYS AS IDENTITY PRIMARY KEY,
   at timestamptz NOT NULL DEFAULT clock_timestamp(),
   kind text NOT NULL CHECK (kind IN ('kill', 'cut')),
   target text NOT NULL
 );
-COMMENT ON TABLE rides_demo.incidents IS 'What --chaos did: workers killed with SIGKILL, connections cut';
+COMMENT ON TABLE rides_demo.incidents IS 'What --chaos did: processes killed with SIGKILL, connections cut';

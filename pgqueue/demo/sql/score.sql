@@ -9,6 +9,8 @@ SELECT
   (SELECT count(*) FROM pgqueue.job_transitions t WHERE t.reason = 'rescued'),
   (SELECT count(*) FROM rides_demo.incidents i WHERE i.kind = 'kill'),
   (SELECT count(*) FROM rides_demo.incidents i WHERE i.kind = 'cut'),
+  (SELECT count(*) FROM rides_demo.fires),
+  (SELECT count(*) FROM rides_demo.incentives),
   (SELECT percentile_cont(0.95) WITHIN GROUP (ORDER BY h.wait_s)::double precision FROM pgqueue.job_history h
    WHERE h.task IN ('capture_payment', 'send_receipt') AND h.state = 'succeeded'
      AND h.finished_at > clock_timestamp() - make_interval(secs => %(window_s)s)),
