@@ -1,17 +1,14 @@
-"""`pgqueue worker`: runs an application's jobs until it is told to stop."""
+"""`pgqueue worker`: runs an application's jobs until it is told to stop, in this process or in several."""
 
 from __future__ import annotations
 
 import os
-import threading
-from typing import TYPE_CHECKING, Annotated
+import sys
+from typing import Annotated
 
 import typer
 
 from pgqueue.cli.session import Session, verb
-
-if TYPE_CHECKING:
-    from pgqueue.worker.runtime import Worker
 
 
 def register(app: typer.Typer) -> None:
@@ -38,18 +35,41 @@ def worker(
         int | None,
         typer.Option("-c", "--concurrency", help="Jobs that run at a time.", show_default="the setting"),
     ] = None,
+    processes: Annotated[
+        int,
+        typer.Option(
+            "--processes",
+            min=1,
+            max=256,
+            help="Worker processes, restarted when they die; each has its own slots.",
+        ),
+    ] = 1,
     drain: Annotated[
         bool, typer.Option("--drain", help="Leave when nothing is ready, running or retrying.")
     ] = False,
     suspects_only: Annotated[bool, typer.Option("--suspects-only", hidden=True)] = False,
+    lifeline: Annotated[bool, typer.Option("--lifeline", hidden=True)] = False,
+    inherit_address: Annotated[bool, typer.Option("--inherit-address", hidden=True)] = False,
 ) -> int:
     """Run the application's jobs. SIGTERM stops in order, a second one at once."""
     from pgqueue.app import load_app
     from pgqueue.observe.logs import LogListener, configure_logging
+    from pgqueue.worker.processes import watch_parent
 
+    if processes > 1:
+        arguments = [
+            "-A",
+            app,
+            *_option("-q", queues),
+            *_option("-c", concurrency),
+            *(["--drain"] if drain else []),
+        ]
+        return _supervise(session, [arguments] * processes)
     application = load_app(app)
-    # A process for suspects works on its parent's database, whatever address the application holds.
-    address = session.common.dsn or (session.settings.database_url if suspects_only else None)
+    # A process for suspects, and one of several under a --dsn, works on its parent's database, whatever address the
+    # application holds.
+    inherited = suspects_only or inherit_address
+    address = session.common.dsn or (session.settings.database_url if inherited else None)
     if address:
         application.use(database_url=address)
     settings = application.settings
@@ -59,14 +79,36 @@ def worker(
         queues, concurrency=concurrency, drain=drain, app_reference=app, suspects_only=suspects_only
     )
     if suspects_only:
-        threading.Thread(
-            target=_leave_with_parent, args=[worker], name="pgqueue-lifeline", daemon=True
-        ).start()
+        watch_parent(worker.orphaned)
+    elif lifeline:
+        watch_parent(worker.stop)
     return worker.run(signals=True)
 
 
-def _leave_with_parent(worker: Worker) -> None:
-    """The parent holds the other end of stdin and never writes: the end of the stream is its end."""
-    while os.read(0, 4096):
-        pass
-    worker.stop()
+def _supervise(session: Session, workers: list[list[str]]) -> int:
+    """Several of this command under one parent. An address is handed on in the environment, where others cannot read it."""
+    from pgqueue.core.events import Events
+    from pgqueue.observe.logs import LogListener, configure_logging
+    from pgqueue.worker.processes import Processes
+
+    settings = session.settings
+    configure_logging(settings)
+    events = Events()
+    events.listen(LogListener(settings))
+    environment = dict(os.environ)
+    hidden = ["--lifeline"]
+    if session.common.dsn:
+        environment["PGQUEUE_DATABASE_URL"] = session.common.dsn
+        hidden.append("--inherit-address")
+    command = [sys.executable, "-m", "pgqueue", "worker"]
+    parent = Processes(
+        [[*command, *arguments, *hidden] for arguments in workers],
+        events,
+        environment=environment,
+        grace_s=settings.grace_s,
+    )
+    return parent.run(signals=True)
+
+
+def _option(name: str, value: object) -> list[str]:
+    return [] if value is None else [name, str(value)]

@@ -102,6 +102,23 @@ class WorkerChanged:
 
 
 @dataclass(frozen=True, slots=True)
+class ProcessChanged:
+    """A child of a worker's process (`role` is worker, or suspect) was started, ended, or is not started again.
+
+    `again_in_s`: when it is started again; None: it is not, or only when it is needed.
+    """
+
+    role: str
+    number: int
+    pid: int
+    status: str
+    exit_code: int | None = None
+    lived_s: float | None = None
+    again_in_s: float | None = None
+    deaths: int = 0
+
+
+@dataclass(frozen=True, slots=True)
 class DatabaseTrouble:
     """A room's connection met a fault, or is well again (`over`). Once per change of cause."""
 
@@ -180,6 +197,7 @@ Event = (
     | JobHeld
     | JobsRescued
     | WorkerChanged
+    | ProcessChanged
     | DatabaseTrouble
     | Warned
     | DutyDone

@@ -27,6 +27,7 @@ from pgqueue.core.events import (
     JobHeld,
     JobsRescued,
     LeaderChanged,
+    ProcessChanged,
     ScheduleFailed,
     ScheduleFired,
     ScheduleMissed,
@@ -68,6 +69,7 @@ class LogListener:
             JobHeld: self._held,
             JobsRescued: self._rescued,
             WorkerChanged: self._worker,
+            ProcessChanged: self._process,
             DatabaseTrouble: self._trouble,
             Warned: self._warned,
             DutyDone: self._duty,
@@ -151,6 +153,19 @@ class LogListener:
         if event.status == "stopped" and self._successes.skipped:
             facts["unlogged_count"] = self._successes.skipped
         self._line("warning" if event.status == "lost" else "info", name, **facts)
+
+    def _process(self, event: ProcessChanged) -> None:
+        facts: dict[str, Any] = {"role": event.role, "number": event.number, "pid": event.pid}
+        if event.exit_code is not None:
+            facts["exit_code"] = event.exit_code
+        if event.lived_s is not None:
+            facts["lived_s"] = round(event.lived_s, 3)
+        if event.again_in_s is not None:
+            facts["again_in_s"] = round(event.again_in_s, 3)
+        if event.deaths:
+            facts["deaths_count"] = event.deaths
+        level = "error" if event.status == "given_up" else "warning" if event.exit_code else "info"
+        self._line(level, f"process.{event.status}", **facts)
 
     def _trouble(self, event: DatabaseTrouble) -> None:
         """All rooms lose the same server at once: one line when the first does, one when the last has it back."""

@@ -130,7 +130,8 @@ class Claimer:
         state = self._state
         if self._suspects == "inline" and (not state.suspects or time.monotonic() < self._no_suspects_until):
             return False
-        if any(pool.running or pool.waiting() for pool in self._pools):
+        # Until it is settled, too: the next one may kill the process.
+        if any(pool.running or pool.waiting() for pool in self._pools) or self._settler.pending():
             if self._suspects == "inline" and time.monotonic() - self._stood_aside_at > STAND_ASIDE_S:
                 self._no_suspects_until = (
                     time.monotonic() + STAND_ASIDE_AGAIN_S

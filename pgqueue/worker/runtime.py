@@ -7,13 +7,11 @@ heart registers before the first claim, and leaves after the last settlement.
 from __future__ import annotations
 
 import contextlib
-import signal
 import sys
 import threading
 import time
-from collections.abc import Iterator, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
-from types import FrameType
 from typing import Any, Final
 
 from pgqueue.core.decide import Kind
@@ -35,10 +33,11 @@ from pgqueue.worker.executor import SyncExecutor, interrupted, timed_out
 from pgqueue.worker.heart import Heart, HeartHooks
 from pgqueue.worker.listener import Listener
 from pgqueue.worker.outcome import put_aside
+from pgqueue.worker.processes import hearing
 from pgqueue.worker.settler import Settler
 from pgqueue.worker.slots import Pool
 from pgqueue.worker.state import NEVER, Running, WorkerState
-from pgqueue.worker.suspects import LINGER_S, SuspectProcesses
+from pgqueue.worker.suspects import LINGER_S, ORPHAN_LINGER_S, ORPHAN_MAX_S, SuspectProcesses
 
 TICK_S: Final = 0.05
 CONNECTIONS_MAX: Final = 32  # handler connections per process, whatever the number of slots
@@ -92,6 +91,9 @@ class Worker:
             redactor=Redactor(settings.redact),
         )
         self._stops = 0
+        self._linger_s = LINGER_S
+        self._leave_at = NEVER
+        self._suspects: SuspectProcesses | None = None
         self._done = threading.Event()
         self._executors: list[SyncExecutor] = []
         self._async: AsyncExecutor | None = None
@@ -107,6 +109,11 @@ class Worker:
         self.state.wake.set()
         self._done.set()
 
+    def orphaned(self) -> None:
+        """The parent of this process for suspects was killed: go on while there are some, but not for long."""
+        self._linger_s = ORPHAN_LINGER_S
+        self._leave_at = time.monotonic() + ORPHAN_MAX_S
+
     def run(self, *, signals: bool = False) -> int:
         """Work until `stop()`, a signal, or (with `drain`) until nothing is left. Returns the exit code.
 
@@ -117,7 +124,7 @@ class Worker:
             connect(dsn, UPKEEP, label=self.state.label, connect_timeout_s=self._settings.connect_timeout_s)
         ) as conn:
             require_head(conn)
-        with _signals(self) if signals else contextlib.nullcontext():
+        with hearing(self.on_signal) if signals else contextlib.nullcontext():
             return self._serve(dsn, self._settings.direct_database_url or dsn)
 
     def _serve(self, dsn: str, direct_dsn: str) -> int:
@@ -147,7 +154,7 @@ class Worker:
         claimer = Claimer(state, self._pools, settler, dsn, can_sleep=listener is not None, suspects=mode)
         self._start_executors(settler, connections, dsn, prepare=not heart.pooled)
         settler.start()
-        upkeep, processes = self._upkeep(dsn)
+        upkeep, self._suspects = self._upkeep(dsn)
         if not self._suspects_only:
             upkeep.start()
         if listener is not None:
@@ -156,7 +163,7 @@ class Worker:
         try:
             code = self._watch(claimer, dsn)
         finally:
-            self._shut_down(claimer, settler, upkeep, processes, listener)
+            self._shut_down(claimer, settler, upkeep, listener)
             connections.close(timeout=1)
             heart.stop()
             state.ending.set()
@@ -219,7 +226,7 @@ class Worker:
             if self._suspects_only:
                 idle = claimer.empty_streak > 0 and not state.running and not self._settler.pending()
                 idle_since = (idle_since or now) if idle else None
-                if idle_since is not None and now - idle_since > LINGER_S:
+                if now > self._leave_at or (idle_since is not None and now - idle_since > self._linger_s):
                     return 0
             elif link is not None and claimer.empty_streak > 1 and self._is_idle():
                 drained = link.try_once(
@@ -242,7 +249,6 @@ class Worker:
         claimer: Claimer,
         settler: Settler,
         upkeep: Upkeep,
-        processes: SuspectProcesses | None,
         listener: Listener | None,
     ) -> None:
         state = self.state
@@ -258,8 +264,8 @@ class Worker:
             pool.close()
         if not self._suspects_only:
             upkeep.stop()
-        if processes is not None:
-            processes.stop()
+        if self._suspects is not None:
+            self._suspects.stop()
         settler.close()
         if self._async is not None:
             self._async.stop()
@@ -346,19 +352,7 @@ class Worker:
             sys.stderr.flush()
             import os  # noqa: PLC0415 - only on this way out
 
+            if self._suspects is not None:
+                self._suspects.kill()
             os._exit(128 + number)
         self.stop()
-
-
-@contextlib.contextmanager
-def _signals(worker: Worker) -> Iterator[None]:
-    def hear(number: int, frame: FrameType | None) -> None:
-        del frame
-        worker.on_signal(number)
-
-    before = {number: signal.signal(number, hear) for number in (signal.SIGTERM, signal.SIGINT)}
-    try:
-        yield
-    finally:
-        for number, handler in before.items():
-            signal.signal(number, handler)

@@ -87,14 +87,17 @@ RETURNING j.id, 1 AS pool, j.task, j.args::text, j.attempt, j.max_attempts, j.pr
   date_part('epoch', j.created_at) AS created_at
 
 -- name: count_suspects
--- purpose:   how many suspects wait in these queues, capped
+-- purpose:   how many suspects wait in these queues and could be claimed, capped
 -- called by: worker/suspects.py
 -- guard:     none
 -- locks:     none
 -- index:     jobs_held_idx
 -- returns:   one number, at most 100
 SELECT count(*) FROM (
-  SELECT FROM pgqueue.jobs j WHERE j.hold_reason = 'suspect' AND j.queue = ANY (%(queues)s::text[]) LIMIT 100
+  SELECT FROM pgqueue.jobs j
+  WHERE j.hold_reason = 'suspect' AND j.queue = ANY (%(queues)s::text[])
+    AND NOT EXISTS (SELECT FROM pgqueue.queues p WHERE p.name = j.queue AND p.paused_at IS NOT NULL)
+  LIMIT 100
 ) c
 
 -- name: free_held
