@@ -41,7 +41,7 @@ if TYPE_CHECKING:
     from pgqueue.app import App
     from pgqueue.core.job import Job
     from pgqueue.core.retry import Retry
-    from pgqueue.producer.enqueue import Enqueued
+    from pgqueue.producer.enqueue import Enqueued, EnqueuedMany
     from pgqueue.task import BoundTask, Task
     from pgqueue.version import VERSION as __version__
     from pgqueue.worker.context import AsyncJobContext, JobContext
@@ -58,6 +58,7 @@ __all__ = [
     "DatabaseUnreachable",
     "DuplicateTask",
     "Enqueued",
+    "EnqueuedMany",
     "InvalidArguments",
     "InvalidInput",
     "InvalidName",
@@ -90,6 +91,7 @@ _ROOMS = {
     "AsyncJobContext": ("pgqueue.worker.context", "AsyncJobContext"),
     "BoundTask": ("pgqueue.task", "BoundTask"),
     "Enqueued": ("pgqueue.producer.enqueue", "Enqueued"),
+    "EnqueuedMany": ("pgqueue.producer.enqueue", "EnqueuedMany"),
     "Job": ("pgqueue.core.job", "Job"),
     "JobContext": ("pgqueue.worker.context", "JobContext"),
     "Retry": ("pgqueue.core.retry", "Retry"),

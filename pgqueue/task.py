@@ -12,7 +12,14 @@ from pgqueue.core.registry import RegisteredTask
 from pgqueue.core.retry import Retry
 from pgqueue.core.signature import HandlerSignature, inspect_handler
 from pgqueue.errors import ConfigurationError
-from pgqueue.producer.enqueue import Enqueued, enqueue, enqueue_async, enqueue_many, enqueue_many_async
+from pgqueue.producer.enqueue import (
+    Enqueued,
+    EnqueuedMany,
+    enqueue,
+    enqueue_async,
+    enqueue_many,
+    enqueue_many_async,
+)
 from pgqueue.producer.plan import EnqueuePlan, JobOptions, TaskDefaults, plan_many, plan_one
 from pgqueue.storage.binding import Where
 
@@ -96,11 +103,11 @@ class Task(Generic[P, R]):
         """As `enqueue`, on an async connection or session."""
         return await BoundTask(self, _NO_OPTIONS).enqueue_async(where, *args, **kwargs)
 
-    def enqueue_many(self, where: Where, jobs: Iterable[Mapping[str, Any]], /) -> list[Enqueued]:
+    def enqueue_many(self, where: Where, jobs: Iterable[Mapping[str, Any]], /) -> EnqueuedMany:
         """Enqueue a job for each mapping of arguments, all or none, a thousand to a statement."""
         return BoundTask(self, _NO_OPTIONS).enqueue_many(where, jobs)
 
-    async def enqueue_many_async(self, where: Where, jobs: Iterable[Mapping[str, Any]], /) -> list[Enqueued]:
+    async def enqueue_many_async(self, where: Where, jobs: Iterable[Mapping[str, Any]], /) -> EnqueuedMany:
         """As `enqueue_many`, on an async connection or session."""
         return await BoundTask(self, _NO_OPTIONS).enqueue_many_async(where, jobs)
 
@@ -111,6 +118,16 @@ class Task(Generic[P, R]):
     async def enqueue_in_async(self, where: Any, parent_id: int, args: dict[str, Any]) -> Enqueued:
         """The same on an async connection."""
         return await BoundTask(self, _NO_OPTIONS).enqueue_in_async(where, parent_id, args)
+
+    def enqueue_many_in(self, where: Any, parent_id: int, jobs: Iterable[Mapping[str, Any]]) -> EnqueuedMany:
+        """Enqueue many as children of a running job; handlers call `ctx.enqueue_many`."""
+        return BoundTask(self, _NO_OPTIONS).enqueue_many_in(where, parent_id, jobs)
+
+    async def enqueue_many_in_async(
+        self, where: Any, parent_id: int, jobs: Iterable[Mapping[str, Any]]
+    ) -> EnqueuedMany:
+        """The same on an async connection."""
+        return await BoundTask(self, _NO_OPTIONS).enqueue_many_in_async(where, parent_id, jobs)
 
     @property
     def defaults(self) -> TaskDefaults:
@@ -162,11 +179,11 @@ class BoundTask(Generic[P, R]):
         """As Task.enqueue_async."""
         return await enqueue_async(where, self.plan(args, kwargs), own=self.task.app.own)
 
-    def enqueue_many(self, where: Where, jobs: Iterable[Mapping[str, Any]], /) -> list[Enqueued]:
+    def enqueue_many(self, where: Where, jobs: Iterable[Mapping[str, Any]], /) -> EnqueuedMany:
         """As Task.enqueue_many."""
         return enqueue_many(where, self._plans(jobs), own=self.task.app.own)
 
-    async def enqueue_many_async(self, where: Where, jobs: Iterable[Mapping[str, Any]], /) -> list[Enqueued]:
+    async def enqueue_many_async(self, where: Where, jobs: Iterable[Mapping[str, Any]], /) -> EnqueuedMany:
         """As Task.enqueue_many_async."""
         return await enqueue_many_async(where, self._plans(jobs), own=self.task.app.own)
 
@@ -177,6 +194,16 @@ class BoundTask(Generic[P, R]):
     async def enqueue_in_async(self, where: Any, parent_id: int, args: dict[str, Any]) -> Enqueued:
         """The same on an async connection."""
         return await enqueue_async(where, self._child(parent_id).plan((), args), own=self.task.app.own)
+
+    def enqueue_many_in(self, where: Any, parent_id: int, jobs: Iterable[Mapping[str, Any]]) -> EnqueuedMany:
+        """Enqueue many as children of a running job; handlers call `ctx.enqueue_many`."""
+        return self._child(parent_id).enqueue_many(where, jobs)
+
+    async def enqueue_many_in_async(
+        self, where: Any, parent_id: int, jobs: Iterable[Mapping[str, Any]]
+    ) -> EnqueuedMany:
+        """The same on an async connection."""
+        return await self._child(parent_id).enqueue_many_async(where, jobs)
 
     def _child(self, parent_id: int) -> BoundTask[P, R]:
         return BoundTask(self.task, self.options.merged(JobOptions(parent_id=parent_id)))

@@ -25,6 +25,7 @@ DROP FUNCTION pgqueue.resume;
 DROP FUNCTION pgqueue.pause;
 DROP FUNCTION pgqueue.discard;
 DROP FUNCTION pgqueue.redrive;
+DROP FUNCTION pgqueue.reschedule;
 DROP FUNCTION pgqueue.run_now;
 DROP FUNCTION pgqueue.cancel;
 DROP FUNCTION pgqueue.note_operation;

@@ -54,6 +54,10 @@ State = Annotated[
         show_default="live",
     ),
 ]
+RunAt = Annotated[
+    str | None,
+    typer.Option("--run-at", help="Not before this moment: 2026-12-01T08:00Z.", show_default=False),
+]
 ShowArgs = Annotated[
     bool, typer.Option("--show-args", help="Show values of arguments, headers and result; audited.")
 ]
@@ -86,10 +90,7 @@ def enqueue(
     delay: Annotated[
         str | None, typer.Option("--delay", help="Not before this time has passed: 5m.", show_default=False)
     ] = None,
-    run_at: Annotated[
-        str | None,
-        typer.Option("--run-at", help="Not before this moment: 2026-12-01T08:00Z.", show_default=False),
-    ] = None,
+    run_at: RunAt = None,
     idempotency_key: Annotated[
         str | None,
         typer.Option("--idempotency-key", help="At most one job per task and key.", show_default=False),
@@ -233,6 +234,35 @@ def run_now(
         return 0
     done = ({"id": i, "verdict": v} for i, v in jobs.each_run_now(targets, reason))
     return _verdicts(session, asked, len(targets), done, {"freed", "ready", "running"}, where)
+
+
+@verb(app)
+def reschedule(
+    session: Session,
+    *,
+    ids: Ids = None,
+    delay: Annotated[
+        str | None, typer.Option("--delay", help="So long from now: 5m.", show_default=False)
+    ] = None,
+    run_at: RunAt = None,
+    queue: Queue = None,
+    task: Task = None,
+    everything: Everything = False,
+    reason: Reason = None,
+    dry_run: DryRun = False,
+    yes: Yes = False,
+) -> int:
+    """Move waiting jobs to another moment; a filter means the scheduled ones."""
+    from pgqueue.control.jobs import JobFilter, moment
+
+    to = moment(delay, _moment(run_at))
+    jobs, where = jobs_of(session), JobFilter(("scheduled",), queue, task)
+    asked = Asked(ids, bool(queue or task), everything, dry_run, yes, reason, "reschedule")
+    targets = chosen(session, asked, lambda: jobs.matching(where))
+    if not targets:
+        return 0
+    done = ({"id": i, "verdict": v} for i, v in jobs.each_reschedule(targets, to, reason))
+    return _verdicts(session, asked, len(targets), done, {"rescheduled"}, where)
 
 
 @verb(app)

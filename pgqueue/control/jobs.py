@@ -3,8 +3,9 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
+from datetime import datetime, timedelta
 from typing import Any, Final, NamedTuple
 
 import psycopg
@@ -13,6 +14,7 @@ from pgqueue.control.desk import Desk, Ids, decoded, read, task_filter
 from pgqueue.control.rows import JobDetail, JobRow, TimelineEntry
 from pgqueue.core.states import ENDED, LIVE
 from pgqueue.errors import ConflictError, InvalidOption, JobCancelled, JobFailed, NotFoundError
+from pgqueue.producer.options import JobOptions
 from pgqueue.storage.statements import statement
 
 NEWEST: Final = 2**63 - 1
@@ -138,6 +140,19 @@ class Jobs:
         """Make scheduled and held jobs ready; per id: freed, ready, running, ended or unknown."""
         return dict(self.each_run_now(job_ids, reason))
 
+    def reschedule(
+        self,
+        *job_ids: int,
+        delay: str | float | timedelta | None = None,
+        run_at: datetime | None = None,
+        reason: str | None = None,
+    ) -> dict[int, str]:
+        """Move scheduled and ready jobs to another moment, as `using(delay=…)` and `using(run_at=…)` give one.
+
+        Per id: rescheduled, ready (it is due already), running, held, expires (before that moment), ended or unknown.
+        """
+        return dict(self.each_reschedule(job_ids, moment(delay, run_at), reason))
+
     def each_cancel(self, job_ids: Sequence[int], reason: str | None) -> Iterator[tuple[int, str]]:
         """As `cancel`, each verdict as its batch is committed."""
         self._desk.need_reason(reason)
@@ -147,6 +162,13 @@ class Jobs:
         """As `run_now`, each verdict as its batch is committed."""
         self._desk.need_reason(reason)
         return self._desk.deeds("run_jobs_now", job_ids, reason)
+
+    def each_reschedule(
+        self, job_ids: Sequence[int], to: Mapping[str, Any], reason: str | None
+    ) -> Iterator[tuple[int, str]]:
+        """As `reschedule`, each verdict as its batch is committed; `to` is what `moment` made."""
+        self._desk.need_reason(reason)
+        return self._desk.deeds("reschedule_jobs", job_ids, reason, lambda _: to)
 
     def retry(self, job_id: int, *, reason: str | None = None) -> Retried:
         """Try a job again: a waiting one now, a dead one as a new, linked job (a second call finds the same one).
@@ -199,6 +221,14 @@ class Jobs:
                     raise TimeoutError(f"job {job_id}: still {state} after {timeout_s:g} s")
                 time.sleep(min(step_s, left_s))
                 step_s = min(step_s * 1.5, WAIT_STEP_MAX_S)
+
+
+def moment(delay: str | float | timedelta | None, run_at: datetime | None) -> Mapping[str, Any]:
+    """The parameters of a moment for `each_reschedule`. Raises InvalidInput unless it is given in one way, and well."""
+    options = JobOptions.checked(delay=delay, run_at=run_at)
+    if options.delay_s is None and options.run_at is None:
+        raise InvalidOption("run_at", "missing; give it or delay")
+    return {"delay_s": options.delay_s, "run_at": options.run_at}
 
 
 def _detail(*, args: str, result: str | None, progress: str | None, **rest: Any) -> JobDetail:

@@ -30,7 +30,9 @@ _CANCELS = frozenset({"cancelled", "cancel_requested"})
 
 REASONS: MappingProxyType[tuple[str, str], frozenset[str]] = MappingProxyType(
     {
-        ("scheduled", "ready"): frozenset({"promoted", "run_now"}),
+        ("scheduled", "ready"): frozenset({"promoted", "run_now", "rescheduled"}),
+        # To another moment; the only move that changes no state.
+        ("scheduled", "scheduled"): frozenset({"rescheduled"}),
         ("scheduled", "held"): _HOLDS,
         ("scheduled", "cancelled"): _CANCELS,
         ("scheduled", "dead"): _NEVER_RUN,

@@ -5,8 +5,10 @@ Called by tasks, by the App and by the command line; touches the database throug
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Iterator
+from array import array
+from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
+from typing import overload
 
 from pgqueue.producer.plan import EnqueuePlan
 from pgqueue.storage.binding import AsyncWhere, Step, SyncWhere, run, run_async, run_one
@@ -24,6 +26,41 @@ class Enqueued:
     created: bool
     task: str
     queue: str | None
+
+
+class EnqueuedMany(Sequence[Enqueued]):
+    """The jobs of one bulk, in the order given. A million of them take eight megabytes: each is made when asked for."""
+
+    __slots__ = ("_numbers", "queue", "task")
+
+    def __init__(self, task: str, queue: str | None, numbers: array[int]) -> None:
+        """`numbers`: the ids, negative where an idempotency key already had a job."""
+        self.task = task
+        self.queue = queue
+        self._numbers = numbers
+
+    def __len__(self) -> int:
+        return len(self._numbers)
+
+    @overload
+    def __getitem__(self, index: int) -> Enqueued: ...
+    @overload
+    def __getitem__(self, index: slice) -> EnqueuedMany: ...
+    def __getitem__(self, index: int | slice) -> Enqueued | EnqueuedMany:
+        if isinstance(index, slice):
+            return EnqueuedMany(self.task, self.queue, self._numbers[index])
+        number = self._numbers[index]
+        return Enqueued(abs(number), number > 0, self.task, self.queue)
+
+    def __eq__(self, other: object) -> bool:
+        if isinstance(other, EnqueuedMany):
+            return (self.task, self.queue, self._numbers) == (other.task, other.queue, other._numbers)
+        return list(self) == other if isinstance(other, list) else NotImplemented
+
+    __hash__ = None  # type: ignore[assignment]  # as a list's
+
+    def __repr__(self) -> str:
+        return f"<{len(self)} jobs of {self.task}>"
 
 
 def enqueue(where: SyncWhere | AsyncWhere | None, plan: EnqueuePlan, *, own: OwnConnections) -> Enqueued:
@@ -52,7 +89,7 @@ async def enqueue_async(
 
 def enqueue_many(
     where: SyncWhere | AsyncWhere | None, plans: Iterable[EnqueuePlan], *, own: OwnConnections
-) -> list[Enqueued]:
+) -> EnqueuedMany:
     """Enqueue many jobs, all or none; the result is in their order.
 
     Plans that are not a list are made while they are sent: if one is refused, those before it are taken back to a
@@ -66,7 +103,7 @@ def enqueue_many(
 
 async def enqueue_many_async(
     where: SyncWhere | AsyncWhere | None, plans: Iterable[EnqueuePlan], *, own: OwnConnections
-) -> list[Enqueued]:
+) -> EnqueuedMany:
     """As `enqueue_many`, on an async connection or session."""
     bulk = _Bulk(plans)
     if where is None:
@@ -87,14 +124,12 @@ class _Bulk:
         steps = self._lazily()
         return list(steps) if isinstance(self._plans, list) else steps
 
-    def result(self, answers: Iterable[str]) -> list[Enqueued]:
+    def result(self, answers: Iterable[str]) -> EnqueuedMany:
         """The jobs, from arrays' texts such as {1,2,-3}."""
-        task, queue = self._task, self._queue
-        return [
-            Enqueued(abs(number), number > 0, task, queue)
-            for answer in answers
-            for number in map(int, answer[1:-1].split(","))
-        ]
+        numbers = array("q")
+        for answer in answers:
+            numbers.extend(map(int, answer[1:-1].split(",")))
+        return EnqueuedMany(self._task, self._queue, numbers)
 
     def _lazily(self) -> Iterator[Step]:
         for plan in self._plans:

@@ -84,6 +84,17 @@ FROM (SELECT i.id FROM unnest(%(ids)s::bigint[]) AS i (id) ORDER BY i.id) u
 SELECT u.id, pgqueue.run_now(u.id, %(reason)s, %(actor)s, %(via)s)
 FROM (SELECT i.id FROM unnest(%(ids)s::bigint[]) AS i (id) ORDER BY i.id) u
 
+-- name: reschedule_jobs
+-- purpose:   move scheduled and ready jobs to another moment
+-- called by: control/jobs
+-- guard:     the function's: each job's state under its lock
+-- locks:     the jobs, in the order of their ids
+-- index:     the primary key
+-- returns:   (id bigint, verdict text)
+SELECT u.id, pgqueue.reschedule(u.id, make_interval(secs => %(delay_s)s::double precision), %(run_at)s::timestamptz, %(reason)s, %(actor)s,
+  %(via)s)
+FROM (SELECT i.id FROM unnest(%(ids)s::bigint[]) AS i (id) ORDER BY i.id) u
+
 -- name: redrive_jobs
 -- purpose:   enqueue dead jobs again; the i-th becomes due i / rate seconds from now, after those of earlier batches
 -- called by: control/dead_letters, control/jobs

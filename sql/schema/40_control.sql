@@ -125,7 +125,7 @@ COMMENT ON COLUMN pgqueue.operator_audit.id IS 'Row id';
 COMMENT ON COLUMN pgqueue.operator_audit.at IS 'When';
 COMMENT ON COLUMN pgqueue.operator_audit.actor IS 'Who';
 COMMENT ON COLUMN pgqueue.operator_audit.via IS 'Through which door: cli, python, sql, web';
-COMMENT ON COLUMN pgqueue.operator_audit.action IS 'cancel, retry, redrive, discard, pause, resume, …';
+COMMENT ON COLUMN pgqueue.operator_audit.action IS 'cancel, run_now, reschedule, redrive, discard, pause, resume, …';
 COMMENT ON COLUMN pgqueue.operator_audit.target IS 'The object: job 12, queue critical';
 COMMENT ON COLUMN pgqueue.operator_audit.reason IS 'Why, in the actor''s words';
 COMMENT ON COLUMN pgqueue.operator_audit.matched IS 'Objects that matched';

@@ -63,6 +63,48 @@ BEGIN
 END $$;
 COMMENT ON FUNCTION pgqueue.run_now IS 'Makes a scheduled or held job ready now (freed), or says ready, running, ended or unknown';
 
+CREATE FUNCTION pgqueue.reschedule(job_id bigint, delay interval DEFAULT NULL, run_at timestamptz DEFAULT NULL, reason text DEFAULT NULL,
+                                   actor text DEFAULT NULL, via text DEFAULT NULL)
+RETURNS text LANGUAGE plpgsql VOLATILE SECURITY DEFINER SET search_path = pg_catalog, pg_temp AS $$
+#variable_conflict use_column
+DECLARE
+  job pgqueue.jobs;
+  moment timestamptz;
+  due timestamptz;
+BEGIN
+  IF num_nonnulls(reschedule.delay, reschedule.run_at) <> 1 THEN
+    RAISE EXCEPTION 'run_at: give it or delay, one of them' USING ERRCODE = '22023';
+  END IF;
+  PERFORM pgqueue.check_job('reschedule', '{}', NULL, NULL, reschedule.delay, reschedule.run_at, NULL, NULL, NULL, NULL);
+  -- The lock first: a claim or a promotion that was faster has committed when this returns, and the row says so.
+  SELECT * INTO job FROM pgqueue.jobs j WHERE j.id = reschedule.job_id FOR UPDATE;
+  IF NOT FOUND THEN
+    RETURN CASE WHEN EXISTS (SELECT FROM pgqueue.job_history h WHERE h.job_id = reschedule.job_id)
+                  OR EXISTS (SELECT FROM pgqueue.dead_letter_jobs d WHERE d.job_id = reschedule.job_id) THEN 'ended' ELSE 'unknown' END;
+  END IF;
+  moment := clock_timestamp();
+  due := greatest(moment, reschedule.run_at, moment + reschedule.delay);
+  -- A held job waits for something else than a moment, and would forget what.
+  IF job.state IN ('running', 'held') OR job.state = 'ready' AND due = moment THEN
+    RETURN job.state;
+  ELSIF job.expires_at <= due THEN
+    RETURN 'expires';
+  END IF;
+  UPDATE pgqueue.jobs SET run_at = due, state = CASE WHEN due = moment THEN 'ready' ELSE 'scheduled' END,
+      ready_seq = CASE WHEN due = moment THEN nextval('pgqueue.job_seq') END
+    WHERE id = reschedule.job_id;
+  INSERT INTO pgqueue.job_transitions (job_id, from_state, to_state, reason, actor, queue, task, attempt, next_run_at, note)
+    VALUES (job.id, job.state, CASE WHEN due = moment THEN 'ready' ELSE 'scheduled' END, 'rescheduled',
+      coalesce(reschedule.actor, session_user), job.queue, job.task, job.attempt, due, reschedule.reason);
+  PERFORM pgqueue.note_operation(reschedule.actor, reschedule.via, 'reschedule', 'job ' || reschedule.job_id, reschedule.reason,
+    detail => jsonb_build_object('state', job.state, 'from', job.run_at, 'to', due));
+  IF due = moment THEN
+    PERFORM pgqueue.wake(job.queue);
+  END IF;
+  RETURN 'rescheduled';
+END $$;
+COMMENT ON FUNCTION pgqueue.reschedule IS 'Moves a scheduled or ready job to another moment (rescheduled), or says why not: ready (it is due already), running, held, expires (before that moment), ended, unknown';
+
 CREATE FUNCTION pgqueue.redrive(job_id bigint, reason text DEFAULT NULL, actor text DEFAULT NULL, via text DEFAULT NULL,
                                 queue text DEFAULT NULL, priority integer DEFAULT NULL, delay interval DEFAULT NULL)
 RETURNS bigint LANGUAGE plpgsql VOLATILE SECURITY DEFINER SET search_path = pg_catalog, pg_temp AS $$

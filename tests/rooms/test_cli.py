@@ -107,6 +107,52 @@ def test_cancel_run_now_and_retry(cli: Cli, database: Database, dead: list[int])
     )
 
 
+def test_reschedule_moves_previews_and_says_why_not(cli: Cli, database: Database) -> None:
+    later = database.one("SELECT pgqueue.enqueue('later', delay => '1 hour')")
+    ready = database.one("SELECT pgqueue.enqueue('now')")
+    run_at = "SELECT run_at::text FROM pgqueue.jobs WHERE id = %s"
+    code, _, err = cli("jobs", "reschedule", str(later), "--run-at", "2031-01-01T00:00Z", "--dry-run")
+    assert (code, f"would reschedule 1 jobs: {later}" in err) == (0, True)
+    assert not database.one(run_at, [later]).startswith("2031")
+    code, out, _ = cli(
+        "jobs",
+        "reschedule",
+        str(later),
+        "--run-at",
+        "2031-01-01T00:00Z",
+        "--reason",
+        "no hurry",
+        "-o",
+        "json",
+    )
+    assert (code, json.loads(out)) == (0, [{"id": later, "verdict": "rescheduled"}])
+    assert database.one(run_at, [later]).startswith("2031-01-01")
+    # A filter means what is scheduled: the ready job stays where it is.
+    code, out, _ = cli("jobs", "reschedule", "--queue", "default", "--delay", "0s", "--yes", "-o", "json")
+    assert (code, json.loads(out)) == (0, [{"id": later, "verdict": "rescheduled"}])
+    assert database.one("SELECT count(*) FROM pgqueue.jobs WHERE state = 'ready'") == 2
+    code, out, _ = cli("jobs", "reschedule", str(ready), "999999", "--delay", "0s", "-o", "json")
+    assert (code, [row["verdict"] for row in json.loads(out)]) == (4, ["ready", "unknown"])
+    assert cli("jobs", "reschedule", "999999", "--delay", "1h")[0] == 3
+    for wrong in (
+        (),
+        ("--delay", "1h", "--run-at", "2031-01-01T00:00Z"),
+        ("--run-at", "2031-01-01"),
+        ("--delay", "x"),
+    ):
+        code, _, err = cli("jobs", "reschedule", str(later), *wrong)
+        assert code == 2, err
+        assert err.count("\n") == 1
+    actions = database.connect().execute(
+        "SELECT actor, via, action, target, reason FROM pgqueue.operator_audit ORDER BY id"
+    )
+    assert actions.fetchall() == [
+        ("olga", "cli", "reschedule", f"job {later}", "no hurry"),
+        ("olga", "cli", "reschedule", f"job {later}", None),
+        ("olga", "cli", "reschedule", "jobs state:scheduled queue:default", None),
+    ]
+
+
 def test_bulk_asks_previews_and_refuses(cli: Cli, database: Database) -> None:
     database.connect().execute("SELECT pgqueue.enqueue('t') FROM generate_series(1, 3)")
     code, _, err = cli("jobs", "cancel", "--task", "t", "--dry-run")

@@ -121,6 +121,11 @@ def test_dead_letter_pages_meet_too(app: App, dead: list[int]) -> None:
 def test_every_deed_leaves_its_audit_row(app: App, dead: list[int], database: Database) -> None:
     waiting = app.enqueue("sum", {"a": 1, "b": 2}, delay="1h").id
     assert app.jobs.run_now(waiting, reason="now") == {waiting: "freed"}
+    later = app.enqueue("sum", {"a": 1, "b": 2}, delay="1h").id
+    assert app.jobs.reschedule(later, NOBODY, delay="2h", reason="tomorrow") == {
+        later: "rescheduled",
+        NOBODY: "unknown",
+    }
     assert app.jobs.cancel(waiting, NOBODY, reason="no need") == {waiting: "cancelled", NOBODY: "unknown"}
     assert app.jobs.retry(dead[0], reason="again").verdict == "redriven"
     (redriven,) = app.dead_letters.redrive(dead[1]).values()
@@ -130,6 +135,7 @@ def test_every_deed_leaves_its_audit_row(app: App, dead: list[int], database: Da
     rows = database.connect().execute(AUDIT).fetchall()
     assert [(row[2], row[3], row[4]) for row in rows] == [
         ("run_now", f"job {waiting}", "now"),
+        ("reschedule", f"job {later}", "tomorrow"),
         ("cancel", f"job {waiting}", "no need"),
         ("redrive", f"dead letter {dead[0]}", "again"),
         ("redrive", f"dead letter {dead[1]}", None),
@@ -142,6 +148,25 @@ def test_every_deed_leaves_its_audit_row(app: App, dead: list[int], database: Da
     assert app.jobs.get(redriven).redrive_of == dead[1]
     events = [(entry.event, entry.actor) for entry in app.timeline(dead[0])]
     assert ("operator", "olga") in events
+
+
+def test_a_job_is_moved_to_a_moment_given_in_one_way(app: App) -> None:
+    job_id = app.enqueue("sum", {"a": 1, "b": 2}).id
+    moment = datetime(2031, 1, 1, 9, tzinfo=UTC)
+    assert app.jobs.reschedule(job_id, run_at=moment) == {job_id: "rescheduled"}
+    assert app.jobs.get(job_id).run_at == moment
+    assert app.jobs.get(job_id).state == "scheduled"
+    given: dict[str, Any]
+    for given in (
+        {},
+        {"delay": "1s", "run_at": moment},
+        {"delay": "-1s"},
+        {"run_at": datetime(2031, 1, 1)},
+    ):
+        with pytest.raises(InvalidInput):
+            app.jobs.reschedule(job_id, **given)
+    assert app.jobs.reschedule(job_id, delay=0) == {job_id: "rescheduled"}
+    assert app.jobs.get(job_id).state == "ready"
 
 
 def test_retry_refuses_what_cannot_be_retried(app: App, dead: list[int]) -> None:
@@ -246,6 +271,7 @@ def test_production_wants_a_reason_for_each_change(database: Database, dead: lis
     deeds: list[Callable[..., object]] = [
         lambda **why: app.jobs.cancel(NOBODY, **why),
         lambda **why: app.jobs.run_now(NOBODY, **why),
+        lambda **why: app.jobs.reschedule(NOBODY, delay="1s", **why),
         lambda **why: app.dead_letters.redrive(NOBODY, **why),
         lambda **why: app.dead_letters.discard(NOBODY, **why),
         lambda **why: app.queues.pause("critical", wait_s=0, **why),

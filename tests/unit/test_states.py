@@ -10,7 +10,7 @@ from pgqueue.core.decide import Kind
 from pgqueue.core.states import ENDED, LIVE, REASONS, TRANSITIONS, JobState, is_legal
 
 LEGAL = {
-    "scheduled": {"ready", "held", "cancelled", "dead"},
+    "scheduled": {"scheduled", "ready", "held", "cancelled", "dead"},
     "held": {"ready", "running", "cancelled", "scheduled", "dead"},
     "ready": {"running", "held", "cancelled", "scheduled", "dead"},
     "running": {"succeeded", "scheduled", "ready", "held", "dead", "cancelled"},
@@ -50,6 +50,8 @@ def test_every_move_has_reasons_and_no_other_reason_passes():
         ("scheduled", "ready", "promoted"),
         ("ready", "running", "claimed"),
         ("ready", "scheduled", "rescheduled"),
+        ("scheduled", "scheduled", "rescheduled"),
+        ("scheduled", "ready", "rescheduled"),
         ("held", "ready", "freed"),
         ("held", "running", "claimed"),
         ("running", "scheduled", "retry"),
