@@ -115,7 +115,7 @@ class Settings(BaseSettings):
         1.0, ge=0.01, le=3600, description="How often a queue is searched from its start for late commits."
     )
     upkeep_interval_s: Seconds = Field(
-        10.0, ge=0.1, le=86_400, description="How often expired keys, old history and partitions are seen to."
+        10.0, ge=0.1, le=86_400, description="How often expired keys and held jobs are seen to."
     )
     key_ttl_s: Seconds = Field(
         86_400.0, ge=1, le=315_576_000, description="How long an idempotency key refuses a second job."
@@ -130,10 +130,19 @@ class Settings(BaseSettings):
         60.0, ge=0.1, le=86_400, description="Age from which a handler's open transaction is warned about."
     )
     history_retention_days: int = Field(
-        30, ge=1, le=36_500, description="Days that ended jobs stay in job_history."
+        30,
+        ge=1,
+        le=36_500,
+        description="Days that ended jobs stay in job_history, and redriven dead letters after that.",
+    )
+    dead_letter_retention_days: int = Field(
+        0,
+        ge=0,
+        le=36_500,
+        description="Days after which a dead letter that nobody decided about is discarded; 0 = never.",
     )
     partitions_ahead_days: int = Field(
-        7, ge=2, le=366, description="Days for which history partitions exist in advance."
+        7, ge=2, le=60, description="Days for which history partitions exist in advance."
     )
     connect_timeout_s: Seconds = Field(
         5.0, ge=1, le=300, description="Longest wait for a connection to open; libpq counts whole seconds."

@@ -139,6 +139,8 @@ CREATE TABLE pgqueue.job_history (
   CONSTRAINT job_history_state_check CHECK (state IN ('succeeded', 'cancelled'))
 ) PARTITION BY RANGE (finished_at);
 CREATE INDEX job_history_job_id_idx ON pgqueue.job_history (job_id);
+-- A day lies on the disk in the order of its times: one entry per 64 blocks finds a minute, and inserts hardly feel it.
+CREATE INDEX job_history_finished_at_idx ON pgqueue.job_history USING brin (finished_at) WITH (pages_per_range = 64);
 CREATE TABLE pgqueue.job_history_default PARTITION OF pgqueue.job_history DEFAULT;
 
 COMMENT ON TABLE pgqueue.job_history IS 'One row per succeeded or cancelled job; a partition per day of finished_at, dropped by retention';
@@ -200,6 +202,7 @@ CREATE TABLE pgqueue.dead_letter_jobs (
 CREATE INDEX dead_letter_jobs_created_at_idx ON pgqueue.dead_letter_jobs (created_at, job_id);
 CREATE INDEX dead_letter_jobs_fingerprint_idx ON pgqueue.dead_letter_jobs (error_fingerprint, created_at);
 CREATE INDEX dead_letter_jobs_queue_idx ON pgqueue.dead_letter_jobs (queue, task, created_at) WHERE redriven_as IS NULL;
+CREATE INDEX dead_letter_jobs_redriven_at_idx ON pgqueue.dead_letter_jobs (redriven_at) WHERE redriven_at IS NOT NULL;
 
 COMMENT ON TABLE pgqueue.dead_letter_jobs IS 'Jobs that ended badly, with why; kept until redriven or discarded';
 COMMENT ON COLUMN pgqueue.dead_letter_jobs.job_id IS 'jobs.id of the job that died';
@@ -252,6 +255,7 @@ CREATE TABLE pgqueue.job_transitions (
   note text
 ) PARTITION BY RANGE (at);
 CREATE INDEX job_transitions_job_id_idx ON pgqueue.job_transitions (job_id, at);
+CREATE INDEX job_transitions_at_idx ON pgqueue.job_transitions USING brin (at) WITH (pages_per_range = 64);
 CREATE TABLE pgqueue.job_transitions_default PARTITION OF pgqueue.job_transitions DEFAULT;
 
 COMMENT ON TABLE pgqueue.job_transitions IS 'Audit of every state change but the plain path (enqueued, promoted, claimed, succeeded), which the job''s own row tells; a partition per day';
@@ -310,6 +314,7 @@ CREATE TABLE pgqueue.queues (
   tier text,
   owner text,
   display_name text,
+  history_days integer,
   defaults jsonb NOT NULL DEFAULT '{}',
   CONSTRAINT queues_name_check CHECK (name ~ '^[a-z][a-z0-9_.-]{0,62}$'),
   CONSTRAINT queues_sla_check CHECK (sla_s BETWEEN 0.001 AND 31622400 AND sla_target > 0 AND sla_target < 1),
@@ -317,6 +322,7 @@ CREATE TABLE pgqueue.queues (
   CONSTRAINT queues_dead_letter_limit_check CHECK (dead_letter_limit >= 0),
   CONSTRAINT queues_tier_check CHECK (tier IN ('critical', 'standard')),
   CONSTRAINT queues_words_check CHECK (length(owner) BETWEEN 1 AND 200 AND length(display_name) BETWEEN 1 AND 200),
+  CONSTRAINT queues_history_days_check CHECK (history_days BETWEEN 1 AND 36500),
   CONSTRAINT queues_defaults_check CHECK (jsonb_typeof(defaults) = 'object')
 );
 COMMENT ON TABLE pgqueue.queues IS 'Known queues and their switches; workers add the ones they serve';
@@ -334,6 +340,7 @@ COMMENT ON COLUMN pgqueue.queues.dead_letter_limit IS 'Dead letters allowed per 
 COMMENT ON COLUMN pgqueue.queues.tier IS 'critical wakes people, standard (built in) warns';
 COMMENT ON COLUMN pgqueue.queues.owner IS 'The team that is asked about it';
 COMMENT ON COLUMN pgqueue.queues.display_name IS 'Its name for people';
+COMMENT ON COLUMN pgqueue.queues.history_days IS 'Days its ended jobs are kept, if fewer than the setting says for all; NULL = as all';
 COMMENT ON COLUMN pgqueue.queues.defaults IS 'The same attributes as the configuration of the last started worker gives them; what stands in a column wins';
 
 CREATE TABLE pgqueue.tasks (
@@ -427,6 +434,310 @@ COMMENT ON COLUMN pgqueue.operator_audit.reason IS 'Why, in the actor''s words';
 COMMENT ON COLUMN pgqueue.operator_audit.matched IS 'Objects that matched';
 COMMENT ON COLUMN pgqueue.operator_audit.changed IS 'Objects that changed';
 COMMENT ON COLUMN pgqueue.operator_audit.detail IS 'Filter, state before and after';
+
+-- Rollups: how many attempts ended, how long they had waited and run, by minute, hour and day, counted from history by upkeep.
+-- Nothing on the way of a job writes here. Durations are kept as counts in 26 buckets, bounds 1 ms × 2^k: [0] below 1 ms,
+-- [k] from 2^(k-1) ms up to 2^k ms, [25] from 4.7 hours on.
+
+CREATE TABLE pgqueue.stats_minutely (
+  grain_s integer NOT NULL,
+  bucket_at timestamptz NOT NULL,
+  series text NOT NULL,
+  queue text NOT NULL,
+  task text NOT NULL,
+  outcome text NOT NULL,
+  n bigint NOT NULL,
+  wait_n integer[],
+  run_n integer[],
+  wait_sum_s double precision,
+  run_sum_s double precision,
+  wait_max_s real,
+  run_max_s real,
+  wait_met bigint,
+  run_met bigint,
+  due real,
+  due_max integer,
+  lag_s real,
+  lag_max_s real,
+  scheduled real,
+  held real,
+  running real,
+  slots real,
+  PRIMARY KEY (grain_s, bucket_at, series, queue, task, outcome),
+  CONSTRAINT stats_minutely_grain_check CHECK (grain_s IN (60, 3600, 86400)),
+  CONSTRAINT stats_minutely_series_check CHECK (series IN ('work', 'queue')),
+  CONSTRAINT stats_minutely_buckets_check CHECK (cardinality(wait_n) = 26 AND cardinality(run_n) = 26)
+);
+CREATE INDEX stats_minutely_task_idx ON pgqueue.stats_minutely (grain_s, series, queue, task, bucket_at);
+
+COMMENT ON TABLE pgqueue.stats_minutely IS 'Rollups: minutes are kept 48 hours, hours 90 days, days 2 years';
+COMMENT ON COLUMN pgqueue.stats_minutely.grain_s IS 'Length of the bucket: 60, 3600 or 86400 seconds';
+COMMENT ON COLUMN pgqueue.stats_minutely.bucket_at IS 'Its begin, in UTC minutes, hours, days';
+COMMENT ON COLUMN pgqueue.stats_minutely.series IS 'work = attempts that ended in it; queue = samples of a queue''s depth and lag';
+COMMENT ON COLUMN pgqueue.stats_minutely.queue IS 'Queue name';
+COMMENT ON COLUMN pgqueue.stats_minutely.task IS 'Task name; empty in series queue';
+COMMENT ON COLUMN pgqueue.stats_minutely.outcome IS 'succeeded, retry, dead, cancelled, snoozed, released, rescued or held; empty in series queue';
+COMMENT ON COLUMN pgqueue.stats_minutely.n IS 'Attempts that ended so, with jobs that ended before any; samples taken, in series queue';
+COMMENT ON COLUMN pgqueue.stats_minutely.wait_n IS 'How many of them had waited so long, by bucket';
+COMMENT ON COLUMN pgqueue.stats_minutely.run_n IS 'How many of them had run so long, by bucket';
+COMMENT ON COLUMN pgqueue.stats_minutely.wait_sum_s IS 'Seconds they had waited, together';
+COMMENT ON COLUMN pgqueue.stats_minutely.run_sum_s IS 'Seconds they had run, together';
+COMMENT ON COLUMN pgqueue.stats_minutely.wait_max_s IS 'The longest wait, exactly';
+COMMENT ON COLUMN pgqueue.stats_minutely.run_max_s IS 'The longest run, exactly';
+COMMENT ON COLUMN pgqueue.stats_minutely.wait_met IS 'How many waited no longer than their queue''s sla_s at the time of counting; NULL where it has none';
+COMMENT ON COLUMN pgqueue.stats_minutely.run_met IS 'How many succeeded within their queue''s run_objective_s; NULL where it has none';
+COMMENT ON COLUMN pgqueue.stats_minutely.due IS 'Series queue: jobs due, on average over the samples; a count ends at 10,001';
+COMMENT ON COLUMN pgqueue.stats_minutely.due_max IS 'Series queue: the most jobs due in a sample';
+COMMENT ON COLUMN pgqueue.stats_minutely.lag_s IS 'Series queue: age of the oldest due job, on average';
+COMMENT ON COLUMN pgqueue.stats_minutely.lag_max_s IS 'Series queue: the highest such age';
+COMMENT ON COLUMN pgqueue.stats_minutely.scheduled IS 'Series queue: jobs that waited for their time, on average';
+COMMENT ON COLUMN pgqueue.stats_minutely.held IS 'Series queue: jobs held, on average';
+COMMENT ON COLUMN pgqueue.stats_minutely.running IS 'Series queue: jobs running, on average';
+COMMENT ON COLUMN pgqueue.stats_minutely.slots IS 'Series queue: handlers that could run at once, on average';
+
+CREATE TABLE pgqueue.stats_progress (
+  what text PRIMARY KEY,
+  done_upto timestamptz
+);
+COMMENT ON TABLE pgqueue.stats_progress IS 'How far along time the rollups have come';
+COMMENT ON COLUMN pgqueue.stats_progress.what IS 'rollups: each minute once, soon after its end; recount: each day once more, after its end';
+COMMENT ON COLUMN pgqueue.stats_progress.done_upto IS 'Everything before this moment is counted';
+INSERT INTO pgqueue.stats_progress (what) VALUES ('rollups'), ('recount');
+
+CREATE FUNCTION pgqueue.bucket_bounds()
+RETURNS double precision[] LANGUAGE sql IMMUTABLE PARALLEL SAFE SET search_path = pg_catalog, pg_temp AS $$
+  SELECT array_agg(0.001 * 2.0::double precision ^ k ORDER BY k) FROM generate_series(0, 24) AS k;
+$$;
+COMMENT ON FUNCTION pgqueue.bucket_bounds IS 'The 25 bounds between the 26 buckets of stats_minutely, in seconds: width_bucket(seconds, bounds) is a bucket''s number from 0';
+
+CREATE FUNCTION pgqueue.bucket_percentile(counts bigint[], q double precision, max_s double precision DEFAULT NULL)
+RETURNS double precision LANGUAGE sql IMMUTABLE PARALLEL SAFE SET search_path = pg_catalog, pg_temp AS $$
+  -- Geometrically inside the bucket, whose top is the maximum where that lies in it; the first bucket has no ratio.
+  SELECT least(max_s, CASE b.slot WHEN 0 THEN 0.001 * b.share ELSE b.low * (b.top / b.low) ^ b.share END)
+  FROM (
+    SELECT c.slot, c.low, CASE WHEN c.slot = 25 THEN greatest(max_s, c.low) ELSE greatest(c.low, least(max_s, 2 * c.low)) END AS top,
+      greatest(0, (q * c.total - (c.upto - c.n)) / c.n) AS share
+    FROM (
+      SELECT 0.001 * 2.0::double precision ^ (u.place - 2) AS low, u.place - 1 AS slot, u.n::double precision AS n, (sum(u.n) OVER (ORDER BY u.place))::double precision AS upto,
+        (sum(u.n) OVER ())::double precision AS total
+      FROM unnest(counts) WITH ORDINALITY AS u (n, place)
+    ) c
+    WHERE c.n > 0 AND c.upto >= q * c.total
+    ORDER BY c.slot
+    LIMIT 1
+  ) b
+  WHERE q BETWEEN 0 AND 1;
+$$;
+COMMENT ON FUNCTION pgqueue.bucket_percentile IS 'About the q-th quantile (0.5, 0.95, …) in seconds of durations counted by bucket, interpolated geometrically and never above max_s; NULL when nothing was counted';
+
+CREATE FUNCTION pgqueue.count_attempts(since timestamptz, until timestamptz)
+RETURNS TABLE (bucket_at timestamptz, queue text, task text, outcome text, n bigint, wait_n integer[], run_n integer[],
+  wait_sum_s double precision, run_sum_s double precision, wait_max_s real, run_max_s real, wait_met bigint, run_met bigint)
+LANGUAGE sql STABLE SECURITY DEFINER SET search_path = pg_catalog, pg_temp AS $$
+  WITH ended AS (
+    SELECT date_bin('1 minute', h.finished_at, '2000-01-01 00:00:00+00') AS bucket_at, h.queue, h.task, 'succeeded' AS outcome, h.wait_s, h.run_s
+    FROM pgqueue.job_history h
+    WHERE h.finished_at >= count_attempts.since AND h.finished_at < count_attempts.until AND h.state = 'succeeded'
+    UNION ALL
+    SELECT date_bin('1 minute', t.at, '2000-01-01 00:00:00+00'), t.queue, t.task,
+      CASE WHEN t.to_state IN ('dead', 'cancelled') THEN t.to_state WHEN t.to_state = 'ready' THEN 'released'
+        WHEN t.reason IN ('rescued', 'snoozed') THEN t.reason WHEN t.to_state = 'scheduled' THEN 'retry' ELSE 'held' END,
+      t.wait_s, t.run_s
+    FROM pgqueue.job_transitions t
+    WHERE t.at >= count_attempts.since AND t.at < count_attempts.until
+      -- What ends an attempt, or a job that never had one; not what becomes of a dead letter later.
+      AND (t.from_state = 'running' OR (t.to_state IN ('dead', 'cancelled') AND t.from_state <> 'dead'))
+  ), cells AS MATERIALIZED (
+    SELECT e.bucket_at, e.queue, e.task, e.outcome, width_bucket(e.wait_s::double precision, pgqueue.bucket_bounds()) AS wait_slot,
+      width_bucket(e.run_s::double precision, pgqueue.bucket_bounds()) AS run_slot, count(*) AS n,
+      sum(e.wait_s::double precision) AS wait_sum_s, sum(e.run_s::double precision) AS run_sum_s, max(e.wait_s) AS wait_max_s,
+      max(e.run_s) AS run_max_s, max(o.sla_s) AS sla_s, max(o.run_objective_s) AS run_objective_s,
+      count(*) FILTER (WHERE e.wait_s <= o.sla_s) AS wait_met,
+      count(*) FILTER (WHERE e.run_s <= o.run_objective_s AND e.outcome = 'succeeded') AS run_met
+    FROM ended e
+    LEFT JOIN (SELECT q.name, coalesce(q.sla_s, (q.defaults ->> 'sla_s')::double precision) AS sla_s,
+        coalesce(q.run_objective_s, (q.defaults ->> 'run_objective_s')::double precision) AS run_objective_s
+      FROM pgqueue.queues q) o ON o.name = e.queue
+    GROUP BY 1, 2, 3, 4, 5, 6
+  )
+  SELECT c.bucket_at, c.queue, c.task, c.outcome, sum(c.n)::bigint,
+    ARRAY[coalesce(sum(c.n) FILTER (WHERE c.wait_slot = 0), 0), coalesce(sum(c.n) FILTER (WHERE c.wait_slot = 1), 0),
+      coalesce(sum(c.n) FILTER (WHERE c.wait_slot = 2), 0), coalesce(sum(c.n) FILTER (WHERE c.wait_slot = 3), 0),
+      coalesce(sum(c.n) FILTER (WHERE c.wait_slot = 4), 0), coalesce(sum(c.n) FILTER (WHERE c.wait_slot = 5), 0),
+      coalesce(sum(c.n) FILTER (WHERE c.wait_slot = 6), 0), coalesce(sum(c.n) FILTER (WHERE c.wait_slot = 7), 0),
+      coalesce(sum(c.n) FILTER (WHERE c.wait_slot = 8), 0), coalesce(sum(c.n) FILTER (WHERE c.wait_slot = 9), 0),
+      coalesce(sum(c.n) FILTER (WHERE c.wait_slot = 10), 0), coalesce(sum(c.n) FILTER (WHERE c.wait_slot = 11), 0),
+      coalesce(sum(c.n) FILTER (WHERE c.wait_slot = 12), 0), coalesce(sum(c.n) FILTER (WHERE c.wait_slot = 13), 0),
+      coalesce(sum(c.n) FILTER (WHERE c.wait_slot = 14), 0), coalesce(sum(c.n) FILTER (WHERE c.wait_slot = 15), 0),
+      coalesce(sum(c.n) FILTER (WHERE c.wait_slot = 16), 0), coalesce(sum(c.n) FILTER (WHERE c.wait_slot = 17), 0),
+      coalesce(sum(c.n) FILTER (WHERE c.wait_slot = 18), 0), coalesce(sum(c.n) FILTER (WHERE c.wait_slot = 19), 0),
+      coalesce(sum(c.n) FILTER (WHERE c.wait_slot = 20), 0), coalesce(sum(c.n) FILTER (WHERE c.wait_slot = 21), 0),
+      coalesce(sum(c.n) FILTER (WHERE c.wait_slot = 22), 0), coalesce(sum(c.n) FILTER (WHERE c.wait_slot = 23), 0),
+      coalesce(sum(c.n) FILTER (WHERE c.wait_slot = 24), 0), coalesce(sum(c.n) FILTER (WHERE c.wait_slot = 25), 0)]::integer[],
+    ARRAY[coalesce(sum(c.n) FILTER (WHERE c.run_slot = 0), 0), coalesce(sum(c.n) FILTER (WHERE c.run_slot = 1), 0),
+      coalesce(sum(c.n) FILTER (WHERE c.run_slot = 2), 0), coalesce(sum(c.n) FILTER (WHERE c.run_slot = 3), 0),
+      coalesce(sum(c.n) FILTER (WHERE c.run_slot = 4), 0), coalesce(sum(c.n) FILTER (WHERE c.run_slot = 5), 0),
+      coalesce(sum(c.n) FILTER (WHERE c.run_slot = 6), 0), coalesce(sum(c.n) FILTER (WHERE c.run_slot = 7), 0),
+      coalesce(sum(c.n) FILTER (WHERE c.run_slot = 8), 0), coalesce(sum(c.n) FILTER (WHERE c.run_slot = 9), 0),
+      coalesce(sum(c.n) FILTER (WHERE c.run_slot = 10), 0), coalesce(sum(c.n) FILTER (WHERE c.run_slot = 11), 0),
+      coalesce(sum(c.n) FILTER (WHERE c.run_slot = 12), 0), coalesce(sum(c.n) FILTER (WHERE c.run_slot = 13), 0),
+      coalesce(sum(c.n) FILTER (WHERE c.run_slot = 14), 0), coalesce(sum(c.n) FILTER (WHERE c.run_slot = 15), 0),
+      coalesce(sum(c.n) FILTER (WHERE c.run_slot = 16), 0), coalesce(sum(c.n) FILTER (WHERE c.run_slot = 17), 0),
+      coalesce(sum(c.n) FILTER (WHERE c.run_slot = 18), 0), coalesce(sum(c.n) FILTER (WHERE c.run_slot = 19), 0),
+      coalesce(sum(c.n) FILTER (WHERE c.run_slot = 20), 0), coalesce(sum(c.n) FILTER (WHERE c.run_slot = 21), 0),
+      coalesce(sum(c.n) FILTER (WHERE c.run_slot = 22), 0), coalesce(sum(c.n) FILTER (WHERE c.run_slot = 23), 0),
+      coalesce(sum(c.n) FILTER (WHERE c.run_slot = 24), 0), coalesce(sum(c.n) FILTER (WHERE c.run_slot = 25), 0)]::integer[],
+    sum(c.wait_sum_s), sum(c.run_sum_s), max(c.wait_max_s), max(c.run_max_s),
+    CASE WHEN max(c.sla_s) IS NOT NULL THEN sum(c.wait_met)::bigint END,
+    CASE WHEN max(c.run_objective_s) IS NOT NULL THEN sum(c.run_met)::bigint END
+  FROM cells c
+  GROUP BY c.bucket_at, c.queue, c.task, c.outcome;
+$$;
+COMMENT ON FUNCTION pgqueue.count_attempts IS 'Counts the attempts that ended in a span of time from job_history and job_transitions, by minute, queue, task and outcome';
+
+CREATE FUNCTION pgqueue.count_minutes(since timestamptz, until timestamptz)
+RETURNS bigint LANGUAGE plpgsql VOLATILE SECURITY DEFINER SET search_path = pg_catalog, pg_temp AS $$
+DECLARE
+  written bigint;
+BEGIN
+  INSERT INTO pgqueue.stats_minutely AS s (grain_s, bucket_at, series, queue, task, outcome, n, wait_n, run_n, wait_sum_s, run_sum_s,
+      wait_max_s, run_max_s, wait_met, run_met)
+    SELECT 60, c.bucket_at, 'work', c.queue, c.task, c.outcome, c.n, c.wait_n, c.run_n, c.wait_sum_s, c.run_sum_s, c.wait_max_s, c.run_max_s,
+      c.wait_met, c.run_met
+    FROM pgqueue.count_attempts(count_minutes.since, count_minutes.until) c
+    ORDER BY c.bucket_at, c.queue, c.task, c.outcome
+  ON CONFLICT (grain_s, bucket_at, series, queue, task, outcome) DO UPDATE SET n = excluded.n, wait_n = excluded.wait_n,
+    run_n = excluded.run_n, wait_sum_s = excluded.wait_sum_s, run_sum_s = excluded.run_sum_s, wait_max_s = excluded.wait_max_s,
+    run_max_s = excluded.run_max_s, wait_met = excluded.wait_met, run_met = excluded.run_met
+    -- Sums of the same rows may differ in their last digits, the counts not.
+    WHERE (s.n, s.wait_n, s.run_n) IS DISTINCT FROM (excluded.n, excluded.wait_n, excluded.run_n);
+  GET DIAGNOSTICS written = ROW_COUNT;
+  RETURN written;
+END $$;
+COMMENT ON FUNCTION pgqueue.count_minutes IS 'Counts the minutes of a span of time and writes them down; returns how many rows of stats_minutely are new or were wrong';
+
+CREATE FUNCTION pgqueue.merge_minutes(since timestamptz, until timestamptz)
+RETURNS bigint LANGUAGE plpgsql VOLATILE SECURITY DEFINER SET search_path = pg_catalog, pg_temp AS $$
+DECLARE
+  coarse record;
+  written bigint;
+  total bigint := 0;
+BEGIN
+  FOR coarse IN SELECT * FROM (VALUES (60, 3600, interval '1 hour'), (3600, 86400, interval '1 day')) AS v (from_s, grain_s, width) LOOP
+    INSERT INTO pgqueue.stats_minutely AS t (grain_s, bucket_at, series, queue, task, outcome, n, wait_n, run_n, wait_sum_s, run_sum_s,
+        wait_max_s, run_max_s, wait_met, run_met, due, due_max, lag_s, lag_max_s, scheduled, held, running, slots)
+      SELECT coarse.grain_s, date_bin(coarse.width, s.bucket_at, '2000-01-01 00:00:00+00') AS bucket, s.series, s.queue, s.task, s.outcome, sum(s.n),
+        CASE WHEN s.series = 'work' THEN ARRAY[sum(s.wait_n[1]), sum(s.wait_n[2]), sum(s.wait_n[3]), sum(s.wait_n[4]), sum(s.wait_n[5]), sum(s.wait_n[6]), sum(s.wait_n[7]), sum(s.wait_n[8]),
+          sum(s.wait_n[9]), sum(s.wait_n[10]), sum(s.wait_n[11]), sum(s.wait_n[12]), sum(s.wait_n[13]), sum(s.wait_n[14]), sum(s.wait_n[15]), sum(s.wait_n[16]),
+          sum(s.wait_n[17]), sum(s.wait_n[18]), sum(s.wait_n[19]), sum(s.wait_n[20]), sum(s.wait_n[21]), sum(s.wait_n[22]), sum(s.wait_n[23]), sum(s.wait_n[24]),
+          sum(s.wait_n[25]), sum(s.wait_n[26])]::integer[] END,
+        CASE WHEN s.series = 'work' THEN ARRAY[sum(s.run_n[1]), sum(s.run_n[2]), sum(s.run_n[3]), sum(s.run_n[4]), sum(s.run_n[5]), sum(s.run_n[6]), sum(s.run_n[7]), sum(s.run_n[8]),
+          sum(s.run_n[9]), sum(s.run_n[10]), sum(s.run_n[11]), sum(s.run_n[12]), sum(s.run_n[13]), sum(s.run_n[14]), sum(s.run_n[15]), sum(s.run_n[16]),
+          sum(s.run_n[17]), sum(s.run_n[18]), sum(s.run_n[19]), sum(s.run_n[20]), sum(s.run_n[21]), sum(s.run_n[22]), sum(s.run_n[23]), sum(s.run_n[24]),
+          sum(s.run_n[25]), sum(s.run_n[26])]::integer[] END,
+        sum(s.wait_sum_s), sum(s.run_sum_s), max(s.wait_max_s), max(s.run_max_s), sum(s.wait_met), sum(s.run_met),
+        sum(s.due * s.n) / sum(s.n), max(s.due_max), sum(s.lag_s * s.n) / sum(s.n), max(s.lag_max_s), sum(s.scheduled * s.n) / sum(s.n),
+        sum(s.held * s.n) / sum(s.n), sum(s.running * s.n) / sum(s.n), sum(s.slots * s.n) / sum(s.n)
+      FROM pgqueue.stats_minutely s
+      WHERE s.grain_s = coarse.from_s AND s.bucket_at >= date_bin(coarse.width, merge_minutes.since, '2000-01-01 00:00:00+00')
+        AND s.bucket_at < date_bin(coarse.width, merge_minutes.until, '2000-01-01 00:00:00+00')
+      GROUP BY bucket, s.series, s.queue, s.task, s.outcome
+      ORDER BY bucket, s.series, s.queue, s.task, s.outcome
+    ON CONFLICT (grain_s, bucket_at, series, queue, task, outcome) DO UPDATE SET n = excluded.n, wait_n = excluded.wait_n,
+      run_n = excluded.run_n, wait_sum_s = excluded.wait_sum_s, run_sum_s = excluded.run_sum_s, wait_max_s = excluded.wait_max_s,
+      run_max_s = excluded.run_max_s, wait_met = excluded.wait_met, run_met = excluded.run_met, due = excluded.due, due_max = excluded.due_max,
+      lag_s = excluded.lag_s, lag_max_s = excluded.lag_max_s, scheduled = excluded.scheduled, held = excluded.held,
+      running = excluded.running, slots = excluded.slots
+      WHERE (t.n, t.wait_n, t.run_n) IS DISTINCT FROM (excluded.n, excluded.wait_n, excluded.run_n);
+    GET DIAGNOSTICS written = ROW_COUNT;
+    total := total + written;
+  END LOOP;
+  RETURN total;
+END $$;
+COMMENT ON FUNCTION pgqueue.merge_minutes IS 'Makes the hours and days that end in a span of time from its minutes; returns how many rows are new or were wrong';
+
+CREATE FUNCTION pgqueue.roll_up(minutes_max integer DEFAULT 60, OUT written bigint, OUT behind boolean)
+LANGUAGE plpgsql VOLATILE SECURITY DEFINER SET search_path = pg_catalog, pg_temp AS $$
+DECLARE
+  since timestamptz;
+  upto timestamptz;
+  -- A settlement's time is taken a moment before its commit: 15 s let the last of a minute arrive.
+  closed timestamptz := date_bin('1 minute', clock_timestamp() - interval '15 seconds', '2000-01-01 00:00:00+00');
+BEGIN
+  written := 0;
+  behind := false;
+  SELECT p.done_upto INTO since FROM pgqueue.stats_progress p WHERE p.what = 'rollups' FOR UPDATE SKIP LOCKED;
+  IF NOT FOUND THEN
+    RETURN;
+  END IF;
+  -- Nothing was counted yet; or the clock was put back, and its minutes come once more: each is counted whole again.
+  IF since IS NULL OR since > closed THEN
+    since := closed;
+  END IF;
+  upto := least(closed, since + make_interval(mins => minutes_max));
+  IF upto > since THEN
+    written := pgqueue.count_minutes(since, upto);
+    PERFORM pgqueue.merge_minutes(since, upto);
+  END IF;
+  UPDATE pgqueue.stats_progress p SET done_upto = upto WHERE p.what = 'rollups' AND p.done_upto IS DISTINCT FROM upto;
+  behind := upto < closed;
+END $$;
+COMMENT ON FUNCTION pgqueue.roll_up IS 'Counts the minutes that have ended since the last time, at most so many; behind = there are more';
+
+CREATE FUNCTION pgqueue.recount(minutes_max integer DEFAULT 10, OUT corrected bigint, OUT behind boolean)
+LANGUAGE plpgsql VOLATILE SECURITY DEFINER SET search_path = pg_catalog, pg_temp AS $$
+DECLARE
+  since timestamptz;
+  upto timestamptz;
+  closed timestamptz := date_trunc('day', clock_timestamp() - interval '5 minutes', 'UTC');
+BEGIN
+  corrected := 0;
+  behind := false;
+  SELECT p.done_upto INTO since FROM pgqueue.stats_progress p WHERE p.what = 'recount' FOR UPDATE SKIP LOCKED;
+  IF NOT FOUND THEN
+    RETURN;
+  END IF;
+  IF since IS NULL OR since > closed THEN
+    since := closed;
+  END IF;
+  upto := least(closed, since + make_interval(mins => minutes_max));
+  IF upto > since THEN
+    corrected := pgqueue.count_minutes(since, upto);
+    PERFORM pgqueue.merge_minutes(since, upto);
+  END IF;
+  UPDATE pgqueue.stats_progress p SET done_upto = upto WHERE p.what = 'recount' AND p.done_upto IS DISTINCT FROM upto;
+  behind := upto < closed;
+END $$;
+COMMENT ON FUNCTION pgqueue.recount IS 'Counts a day once more after its end, so many minutes at a time, and corrects what came late; behind = there is more';
+
+CREATE FUNCTION pgqueue.work_stats(since timestamptz, until timestamptz, grain_s integer DEFAULT 60)
+RETURNS TABLE (queue text, task text, ended bigint, succeeded bigint, retried bigint, dead bigint, other bigint,
+  wait_p50_s double precision, wait_p95_s double precision, wait_p99_s double precision, wait_max_s real,
+  run_p50_s double precision, run_p95_s double precision, run_p99_s double precision, run_max_s real)
+LANGUAGE sql STABLE SECURITY DEFINER SET search_path = pg_catalog, pg_temp AS $$
+  SELECT m.queue, m.task, m.ended, m.succeeded, m.retried, m.dead, m.ended - m.succeeded - m.retried - m.dead,
+    pgqueue.bucket_percentile(m.wait_n, 0.5, m.wait_max_s), pgqueue.bucket_percentile(m.wait_n, 0.95, m.wait_max_s),
+    pgqueue.bucket_percentile(m.wait_n, 0.99, m.wait_max_s), m.wait_max_s,
+    pgqueue.bucket_percentile(m.run_n, 0.5, m.run_max_s), pgqueue.bucket_percentile(m.run_n, 0.95, m.run_max_s),
+    pgqueue.bucket_percentile(m.run_n, 0.99, m.run_max_s), m.run_max_s
+  FROM (
+    SELECT s.queue, s.task, sum(s.n)::bigint AS ended, coalesce(sum(s.n) FILTER (WHERE s.outcome = 'succeeded'), 0)::bigint AS succeeded,
+      coalesce(sum(s.n) FILTER (WHERE s.outcome = 'retry'), 0)::bigint AS retried, coalesce(sum(s.n) FILTER (WHERE s.outcome = 'dead'), 0)::bigint AS dead,
+      ARRAY[sum(s.wait_n[1]), sum(s.wait_n[2]), sum(s.wait_n[3]), sum(s.wait_n[4]), sum(s.wait_n[5]), sum(s.wait_n[6]), sum(s.wait_n[7]), sum(s.wait_n[8]),
+      sum(s.wait_n[9]), sum(s.wait_n[10]), sum(s.wait_n[11]), sum(s.wait_n[12]), sum(s.wait_n[13]), sum(s.wait_n[14]), sum(s.wait_n[15]), sum(s.wait_n[16]),
+      sum(s.wait_n[17]), sum(s.wait_n[18]), sum(s.wait_n[19]), sum(s.wait_n[20]), sum(s.wait_n[21]), sum(s.wait_n[22]), sum(s.wait_n[23]), sum(s.wait_n[24]),
+      sum(s.wait_n[25]), sum(s.wait_n[26])]::bigint[] AS wait_n,
+      ARRAY[sum(s.run_n[1]), sum(s.run_n[2]), sum(s.run_n[3]), sum(s.run_n[4]), sum(s.run_n[5]), sum(s.run_n[6]), sum(s.run_n[7]), sum(s.run_n[8]),
+      sum(s.run_n[9]), sum(s.run_n[10]), sum(s.run_n[11]), sum(s.run_n[12]), sum(s.run_n[13]), sum(s.run_n[14]), sum(s.run_n[15]), sum(s.run_n[16]),
+      sum(s.run_n[17]), sum(s.run_n[18]), sum(s.run_n[19]), sum(s.run_n[20]), sum(s.run_n[21]), sum(s.run_n[22]), sum(s.run_n[23]), sum(s.run_n[24]),
+      sum(s.run_n[25]), sum(s.run_n[26])]::bigint[] AS run_n,
+      max(s.wait_max_s) AS wait_max_s, max(s.run_max_s) AS run_max_s
+    FROM pgqueue.stats_minutely s
+    WHERE s.grain_s = work_stats.grain_s AND s.bucket_at >= work_stats.since AND s.bucket_at < work_stats.until AND s.series = 'work'
+    GROUP BY GROUPING SETS ((s.queue, s.task), (s.queue))
+  ) m;
+$$;
+COMMENT ON FUNCTION pgqueue.work_stats IS 'What ended in a span of time, by queue and task, and by queue alone (task NULL): how many, and about how long they waited and ran';
 
 -- The one door through which jobs come in. Python calls enqueue_job and enqueue_jobs; people and other
 -- languages call enqueue and enqueue_many. All run in the caller's transaction.
@@ -1053,12 +1364,51 @@ BEGIN
 END $$;
 COMMENT ON FUNCTION pgqueue.set_queue IS 'Sets attributes of a queue (null = as configured or built in), making it known if it was not: created, changed or same';
 
--- Day partitions of job_history and job_transitions, in UTC days.
+-- Upkeep: who last did which duty, the day partitions of job_history and job_transitions (UTC days), and what retention takes.
 
+CREATE TABLE pgqueue.upkeep_duties (
+  duty text PRIMARY KEY,
+  next_at timestamptz,
+  started_at timestamptz,
+  took_s double precision,
+  rounds bigint NOT NULL DEFAULT 0,
+  changed bigint NOT NULL DEFAULT 0,
+  failures bigint NOT NULL DEFAULT 0,
+  failed_at timestamptz,
+  error text,
+  by_whom text
+) WITH (fillfactor = 50, autovacuum_vacuum_threshold = 200, autovacuum_vacuum_scale_factor = 0.0);
+COMMENT ON TABLE pgqueue.upkeep_duties IS 'One row per upkeep duty: its newest round, its newest failure, and when it is next due where one process does it for all';
+COMMENT ON COLUMN pgqueue.upkeep_duties.duty IS 'promote, rescue, expiry, partitions, retention, rollups, …';
+COMMENT ON COLUMN pgqueue.upkeep_duties.next_at IS 'From here on the first process that comes takes the next round; NULL where every process does it by itself';
+COMMENT ON COLUMN pgqueue.upkeep_duties.started_at IS 'When the newest noted round began';
+COMMENT ON COLUMN pgqueue.upkeep_duties.took_s IS 'Seconds it took; of several noted together, the longest';
+COMMENT ON COLUMN pgqueue.upkeep_duties.rounds IS 'Rounds noted so far';
+COMMENT ON COLUMN pgqueue.upkeep_duties.changed IS 'What they changed in all: jobs, keys, partitions, rows';
+COMMENT ON COLUMN pgqueue.upkeep_duties.failures IS 'Rounds that failed';
+COMMENT ON COLUMN pgqueue.upkeep_duties.failed_at IS 'When one last failed';
+COMMENT ON COLUMN pgqueue.upkeep_duties.error IS 'Why, without values';
+COMMENT ON COLUMN pgqueue.upkeep_duties.by_whom IS 'Who did the newest round: worker:<id>, scheduler:<id>';
+
+CREATE TABLE pgqueue.history_sweeps (
+  part text PRIMARY KEY,
+  queues text[] NOT NULL,
+  next_block bigint NOT NULL,
+  swept_at timestamptz
+);
+COMMENT ON TABLE pgqueue.history_sweeps IS 'How far days were searched for rows of queues that keep their history shorter than the rest';
+COMMENT ON COLUMN pgqueue.history_sweeps.part IS 'The day partition';
+COMMENT ON COLUMN pgqueue.history_sweeps.queues IS 'The queues whose rows go from it';
+COMMENT ON COLUMN pgqueue.history_sweeps.next_block IS 'The block of the table to go on from';
+COMMENT ON COLUMN pgqueue.history_sweeps.swept_at IS 'When it was through; NULL = not yet';
+
+-- Attached, not created in place: CREATE TABLE … PARTITION OF locks out everybody who settles a job, ATTACH does not.
+-- What it does lock is the default partition, for as long as that takes to read; it is empty while days are made ahead.
 CREATE FUNCTION pgqueue.ensure_partitions(ahead_days integer DEFAULT 7)
-RETURNS integer LANGUAGE plpgsql VOLATILE SECURITY DEFINER SET search_path = pg_catalog, pg_temp AS $$
+RETURNS integer LANGUAGE plpgsql VOLATILE SECURITY DEFINER SET search_path = pg_catalog, pg_temp SET lock_timeout = '500ms' AS $$
 DECLARE
   parent text;
+  part text;
   day date;
   made integer := 0;
 BEGIN
@@ -1068,10 +1418,11 @@ BEGIN
   FOREACH parent IN ARRAY ARRAY['job_history', 'job_transitions'] LOOP
     FOR i IN 0..ahead_days LOOP
       day := (clock_timestamp() AT TIME ZONE 'UTC')::date + i;
-      CONTINUE WHEN to_regclass(format('pgqueue.%I', parent || to_char(day, '"_"YYYYMMDD'))) IS NOT NULL;
+      part := parent || to_char(day, '"_"YYYYMMDD');
+      CONTINUE WHEN to_regclass(format('pgqueue.%I', part)) IS NOT NULL;
       BEGIN
-        EXECUTE format('CREATE TABLE pgqueue.%I PARTITION OF pgqueue.%I FOR VALUES FROM (%L) TO (%L)',
-          parent || to_char(day, '"_"YYYYMMDD'), parent,
+        EXECUTE format('CREATE TABLE pgqueue.%I (LIKE pgqueue.%I INCLUDING ALL EXCLUDING IDENTITY EXCLUDING COMMENTS)', part, parent);
+        EXECUTE format('ALTER TABLE pgqueue.%I ATTACH PARTITION pgqueue.%I FOR VALUES FROM (%L) TO (%L)', parent, part,
           to_char(day, 'YYYY-MM-DD') || ' 00:00:00+00', to_char(day + 1, 'YYYY-MM-DD') || ' 00:00:00+00');
         made := made + 1;
       EXCEPTION
@@ -1084,28 +1435,179 @@ BEGIN
 END $$;
 COMMENT ON FUNCTION pgqueue.ensure_partitions IS 'Makes the missing day partitions from today to ahead_days from now; returns how many';
 
-CREATE FUNCTION pgqueue.drop_partitions(keep_days integer)
-RETURNS integer LANGUAGE plpgsql VOLATILE SECURITY DEFINER SET search_path = pg_catalog, pg_temp AS $$
+-- A drop locks the whole table for a moment, and settlements queue behind it while it waits: so it waits shortly, one
+-- day to a transaction. (DETACH … CONCURRENTLY does not go where a default partition is.)
+CREATE FUNCTION pgqueue.drop_partition(keep_days integer)
+RETURNS text LANGUAGE plpgsql VOLATILE SECURITY DEFINER SET search_path = pg_catalog, pg_temp SET lock_timeout = '200ms' AS $$
 DECLARE
-  part record;
-  dropped integer := 0;
+  oldest text;
 BEGIN
   IF keep_days NOT BETWEEN 1 AND 36500 THEN
     RAISE EXCEPTION 'keep_days: out of range; 1 to 36500' USING ERRCODE = '22023';
   END IF;
-  FOR part IN
-    SELECT c.relname FROM pg_inherits i JOIN pg_class c ON c.oid = i.inhrelid
-      JOIN pg_class p ON p.oid = i.inhparent JOIN pg_namespace n ON n.oid = p.relnamespace
-    WHERE n.nspname = 'pgqueue' AND p.relname IN ('job_history', 'job_transitions') AND c.relname ~ '_[0-9]{8}$'
-      AND to_date(right(c.relname, 8), 'YYYYMMDD') < (clock_timestamp() AT TIME ZONE 'UTC')::date - keep_days
-    ORDER BY c.relname
-  LOOP
-    EXECUTE format('DROP TABLE pgqueue.%I', part.relname);
-    dropped := dropped + 1;
-  END LOOP;
-  RETURN dropped;
+  SELECT c.relname INTO oldest FROM pg_inherits i JOIN pg_class c ON c.oid = i.inhrelid
+    JOIN pg_class p ON p.oid = i.inhparent JOIN pg_namespace n ON n.oid = p.relnamespace
+  WHERE n.nspname = 'pgqueue' AND p.relname IN ('job_history', 'job_transitions') AND c.relname ~ '_[0-9]{8}$'
+    AND to_date(right(c.relname, 8), 'YYYYMMDD') < (clock_timestamp() AT TIME ZONE 'UTC')::date - keep_days
+  ORDER BY right(c.relname, 8), c.relname
+  LIMIT 1;
+  IF oldest IS NOT NULL THEN
+    EXECUTE format('DROP TABLE pgqueue.%I', oldest);
+    DELETE FROM pgqueue.history_sweeps s WHERE s.part = oldest;
+  END IF;
+  RETURN oldest;
 END $$;
-COMMENT ON FUNCTION pgqueue.drop_partitions IS 'Drops the day partitions older than keep_days; returns how many';
+COMMENT ON FUNCTION pgqueue.drop_partition IS 'Drops the oldest day partition older than keep_days and returns its name; NULL if there is none';
+
+-- Rows by blocks of the table, since no index finds a queue's rows: one would cost every settlement. Days that are over
+-- are written to no more, so one passage is enough for each set of queues.
+CREATE FUNCTION pgqueue.sweep_history(blocks integer DEFAULT 2000, OUT deleted bigint, OUT looked boolean)
+LANGUAGE plpgsql VOLATILE SECURITY DEFINER SET search_path = pg_catalog, pg_temp AS $$
+#variable_conflict use_column
+DECLARE
+  today date := (clock_timestamp() AT TIME ZONE 'UTC')::date;
+  day record;
+  due text[];
+  from_block bigint;
+  pages bigint;
+BEGIN
+  deleted := 0;
+  looked := false;
+  FOR day IN
+    SELECT c.oid, c.relname::text AS part, to_date(right(c.relname, 8), 'YYYYMMDD') AS date, s.queues, s.next_block, s.swept_at
+    FROM pg_inherits i JOIN pg_class c ON c.oid = i.inhrelid
+      JOIN pg_class p ON p.oid = i.inhparent JOIN pg_namespace n ON n.oid = p.relnamespace
+      LEFT JOIN pgqueue.history_sweeps s ON s.part = c.relname
+    WHERE n.nspname = 'pgqueue' AND p.relname IN ('job_history', 'job_transitions') AND c.relname ~ '_[0-9]{8}$'
+      AND to_date(right(c.relname, 8), 'YYYYMMDD') < today - 1
+      -- What is not counted yet stays until it is.
+      AND to_date(right(c.relname, 8), 'YYYYMMDD') + 1 <= (SELECT u.done_upto AT TIME ZONE 'UTC' FROM pgqueue.stats_progress u WHERE u.what = 'recount')
+    ORDER BY 3, 2
+  LOOP
+    SELECT coalesce(array_agg(q.name ORDER BY q.name), '{}') INTO due FROM pgqueue.queues q WHERE q.history_days < today - day.date;
+    CONTINUE WHEN due = '{}' OR (due <@ day.queues AND day.swept_at IS NOT NULL);
+    from_block := CASE WHEN day.queues = due THEN day.next_block ELSE 0 END;
+    EXECUTE format('DELETE FROM pgqueue.%I r WHERE r.ctid >= $1 AND r.ctid < $2 AND r.queue = ANY ($3)', day.part)
+      USING format('(%s,0)', from_block)::tid, format('(%s,0)', from_block + sweep_history.blocks)::tid, due;
+    GET DIAGNOSTICS deleted = ROW_COUNT;
+    looked := true;
+    pages := pg_relation_size(day.oid) / current_setting('block_size')::bigint;
+    INSERT INTO pgqueue.history_sweeps AS s (part, queues, next_block, swept_at)
+      VALUES (day.part, due, from_block + sweep_history.blocks, CASE WHEN from_block + sweep_history.blocks >= pages THEN clock_timestamp() END)
+      ON CONFLICT (part) DO UPDATE SET queues = excluded.queues, next_block = excluded.next_block, swept_at = excluded.swept_at;
+    RETURN;
+  END LOOP;
+END $$;
+COMMENT ON FUNCTION pgqueue.sweep_history IS 'Deletes rows of queues that keep their history shorter (queues.history_days) from so many blocks of one day; looked = false when no day is left to search';
+
+CREATE FUNCTION pgqueue.prune_default_partitions(keep_days integer, batch integer)
+RETURNS bigint LANGUAGE plpgsql VOLATILE SECURITY DEFINER SET search_path = pg_catalog, pg_temp AS $$
+DECLARE
+  oldest timestamptz := date_trunc('day', clock_timestamp(), 'UTC') - make_interval(days => keep_days);
+  ended bigint;
+  noted bigint;
+BEGIN
+  IF keep_days NOT BETWEEN 1 AND 36500 THEN
+    RAISE EXCEPTION 'keep_days: out of range; 1 to 36500' USING ERRCODE = '22023';
+  END IF;
+  DELETE FROM pgqueue.job_history_default h
+    WHERE h.ctid = ANY (ARRAY(SELECT o.ctid FROM pgqueue.job_history_default o WHERE o.finished_at < oldest LIMIT batch));
+  GET DIAGNOSTICS ended = ROW_COUNT;
+  DELETE FROM pgqueue.job_transitions_default t
+    WHERE t.ctid = ANY (ARRAY(SELECT o.ctid FROM pgqueue.job_transitions_default o WHERE o.at < oldest LIMIT batch));
+  GET DIAGNOSTICS noted = ROW_COUNT;
+  RETURN ended + noted;
+END $$;
+COMMENT ON FUNCTION pgqueue.prune_default_partitions IS 'Deletes up to so many rows of each default partition, where those lie that found no day, when their time is over';
+
+CREATE FUNCTION pgqueue.prune_redriven(keep_days integer, batch integer)
+RETURNS bigint LANGUAGE plpgsql VOLATILE SECURITY DEFINER SET search_path = pg_catalog, pg_temp AS $$
+DECLARE
+  pruned bigint;
+BEGIN
+  IF keep_days NOT BETWEEN 1 AND 36500 THEN
+    RAISE EXCEPTION 'keep_days: out of range; 1 to 36500' USING ERRCODE = '22023';
+  END IF;
+  WITH old AS MATERIALIZED (
+    SELECT d.job_id FROM pgqueue.dead_letter_jobs d
+    WHERE d.redriven_at IS NOT NULL AND d.redriven_at < (SELECT clock_timestamp() - make_interval(days => keep_days))
+    ORDER BY d.redriven_at
+    LIMIT batch
+    FOR UPDATE SKIP LOCKED
+  )
+  DELETE FROM pgqueue.dead_letter_jobs d USING old o WHERE d.job_id = o.job_id;
+  GET DIAGNOSTICS pruned = ROW_COUNT;
+  RETURN pruned;
+END $$;
+COMMENT ON FUNCTION pgqueue.prune_redriven IS 'Deletes up to so many dead letters that were redriven longer ago: another job went on with their work; returns how many';
+
+CREATE FUNCTION pgqueue.discard_old_letters(keep_days integer, batch integer, actor text)
+RETURNS bigint LANGUAGE plpgsql VOLATILE SECURITY DEFINER SET search_path = pg_catalog, pg_temp AS $$
+DECLARE
+  discarded bigint;
+BEGIN
+  IF keep_days NOT BETWEEN 1 AND 36500 THEN
+    RAISE EXCEPTION 'keep_days: out of range; 1 to 36500' USING ERRCODE = '22023';
+  END IF;
+  -- Decided under the row's lock: a letter that somebody redrives at this moment stays.
+  WITH old AS MATERIALIZED (
+    SELECT d.job_id FROM pgqueue.dead_letter_jobs d
+    WHERE d.redriven_as IS NULL AND d.created_at < (SELECT clock_timestamp() - make_interval(days => keep_days))
+    ORDER BY d.created_at
+    LIMIT batch
+    FOR UPDATE SKIP LOCKED
+  )
+  SELECT count(*) FILTER (WHERE pgqueue.discard(o.job_id, 'dead-letter retention', discard_old_letters.actor, 'upkeep')) INTO discarded FROM old o;
+  RETURN discarded;
+END $$;
+COMMENT ON FUNCTION pgqueue.discard_old_letters IS 'Discards up to so many dead letters that nobody decided about for keep_days, each with its audit rows; returns how many';
+
+-- What is not summarized is read whole. Waits for nobody: vacuum does the same, and what holds the lock may be it.
+CREATE FUNCTION pgqueue.summarize_days()
+RETURNS integer LANGUAGE plpgsql VOLATILE SECURITY DEFINER SET search_path = pg_catalog, pg_temp SET lock_timeout = '50ms' AS $$
+DECLARE
+  part record;
+  ranges integer := 0;
+BEGIN
+  FOR part IN
+    SELECT x.oid FROM pg_inherits i JOIN pg_class x ON x.oid = i.inhrelid JOIN pg_index d ON d.indexrelid = x.oid
+      JOIN pg_class c ON c.oid = d.indrelid
+    WHERE i.inhparent IN ('pgqueue.job_history_finished_at_idx'::regclass, 'pgqueue.job_transitions_at_idx'::regclass)
+      AND right(c.relname, 8) IN (to_char(clock_timestamp() AT TIME ZONE 'UTC', 'YYYYMMDD'),
+        to_char(clock_timestamp() AT TIME ZONE 'UTC' - interval '1 hour', 'YYYYMMDD'))
+  LOOP
+    BEGIN
+      ranges := ranges + brin_summarize_new_values(part.oid::regclass);
+    EXCEPTION
+      WHEN lock_not_available THEN NULL;
+    END;
+  END LOOP;
+  RETURN ranges;
+END $$;
+COMMENT ON FUNCTION pgqueue.summarize_days IS 'Notes for the newest blocks of today''s history which times they hold, so that a minute is found without reading the day';
+
+CREATE FUNCTION pgqueue.keep_history(queue text, days integer, reason text DEFAULT NULL, actor text DEFAULT NULL, via text DEFAULT NULL)
+RETURNS void LANGUAGE plpgsql VOLATILE SECURITY DEFINER SET search_path = pg_catalog, pg_temp AS $$
+#variable_conflict use_column
+BEGIN
+  IF days NOT BETWEEN 1 AND 36500 THEN
+    RAISE EXCEPTION 'history_days: out of range; 1 to 36500, or NULL for the setting of all' USING ERRCODE = '22023';
+  END IF;
+  UPDATE pgqueue.queues q SET history_days = days WHERE q.name = keep_history.queue;
+  IF NOT FOUND THEN
+    RAISE EXCEPTION 'queue: % is not known', keep_history.queue USING ERRCODE = '22023';
+  END IF;
+  PERFORM pgqueue.note_operation(keep_history.actor, keep_history.via, 'keep_history', 'queue ' || keep_history.queue, keep_history.reason,
+    detail => jsonb_build_object('history_days', days));
+END $$;
+COMMENT ON FUNCTION pgqueue.keep_history IS 'Sets how many days a queue keeps its history when that is shorter than for all; NULL = as all';
+
+CREATE VIEW pgqueue.upkeep_status AS
+SELECT u.duty, u.started_at, u.took_s, u.rounds, u.changed, u.by_whom, u.next_at,
+  greatest(0, extract(epoch FROM clock_timestamp() - u.next_at))::double precision AS overdue_s,
+  coalesce(u.failed_at > u.started_at, u.failed_at IS NOT NULL) AS failing, u.failures, u.failed_at, u.error
+FROM pgqueue.upkeep_duties u;
+COMMENT ON VIEW pgqueue.upkeep_status IS 'The duties of upkeep: when each was last done and by whom, how late it is, whether its newest round failed';
 
 SELECT pgqueue.ensure_partitions(7);
 

@@ -7,14 +7,21 @@ from typing import TYPE_CHECKING, Annotated, Final
 
 import typer
 
+from pgqueue.cli.out import mapping_of
 from pgqueue.cli.queues import COLUMNS, queues_of
 from pgqueue.cli.session import Output, Session, verb
 from pgqueue.errors import SchemaMismatch
 
 if TYPE_CHECKING:
-    from pgqueue.control.rows import Fleet, QueueHealth
+    from collections.abc import Mapping, Sequence
+
+    from pgqueue.control.rows import Fleet, QueueHealth, RecentWork
 
 PROBE_TIMEOUT_S: Final = 2.0
+WORK_COLUMNS: Final = (
+    *("queue", "task", "per_minute", "succeeded", "retried", "dead", "other"),
+    *("wait_p50_s", "wait_p95_s", "wait_p99_s", "run_p50_s", "run_p95_s", "run_p99_s", "run_max_s"),
+)
 _ORDER: Final = {"FAIL": 0, "WARN": 1, "PASS": 2}
 
 
@@ -37,8 +44,10 @@ def stats(
             show_default=False,
         ),
     ] = None,
+    minutes: Annotated[int, typer.Option("--minutes", help="How far back throughput and times look.")] = 5,
 ) -> None:
-    """The fleet and its queues on one screen, what is wrong first."""
+    """The fleet and its queues on one screen, what is wrong first; then what ended lately and how long it took."""
+    from pgqueue.control.stats import recent_work
     from pgqueue.core.durations import parse_duration
 
     every_s = None
@@ -49,6 +58,7 @@ def stats(
     before: Fleet | None = None
     while True:
         fleet, rows = queues.fleet(), queues.list()
+        work = recent_work(session.desk, minutes)
         if every_s is not None:
             session.printer.clear()
         if session.output is Output.TABLE:
@@ -57,8 +67,15 @@ def stats(
             for row in rows:
                 if not row.known:
                     session.printer.line(f"queue {row.queue}: jobs wait and no worker ever served it")
+            if work:
+                session.printer.line("")
+                session.printer.line(
+                    f"the {minutes} minutes up to {work[0].until:%H:%M %Z}, times in s and about"
+                )
+                session.printer.rows(work, WORK_COLUMNS, name="queue", kind="work")
         else:
-            session.printer.rows(sorted(rows, key=_wrong_first), COLUMNS, name="queue", kind="queue")
+            told = [_with_work(row, work) for row in sorted(rows, key=_wrong_first)]
+            session.printer.rows(told, COLUMNS, name="queue", kind="queue")
         session.printer.flush()
         if every_s is None:
             return
@@ -119,6 +136,16 @@ def version(session: Session) -> None:
         name="pgqueue",
         kind="version",
     )
+
+
+def _with_work(row: QueueHealth, work: Sequence[RecentWork]) -> Mapping[str, object]:
+    """A queue with what ended in it lately: `recent` in all (None: nothing), `tasks` one by one."""
+    mine = [mapping_of(one) for one in work if one.queue == row.queue]
+    return {
+        **mapping_of(row),
+        "recent": next((one for one in mine if one["task"] is None), None),
+        "tasks": [one for one in mine if one["task"] is not None],
+    }
 
 
 def _headline(fleet: Fleet, before: Fleet | None) -> str:

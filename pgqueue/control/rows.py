@@ -202,3 +202,31 @@ class Redriven:
     job_id: int
     redriven_as: int | None
     redriven_before: bool
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class RecentWork:
+    """Attempts that ended between two moments, of a task or (`task` None) a queue.
+
+    Percentiles are interpolated in buckets that double, and None without a duration; the maxima are exact.
+    `other`: cancelled, snoozed, released, rescued or held.
+    """
+
+    queue: str
+    task: str | None
+    since: datetime
+    until: datetime
+    ended: int
+    succeeded: int
+    retried: int
+    dead: int
+    other: int
+    per_minute: float
+    wait_p50_s: float | None
+    wait_p95_s: float | None
+    wait_p99_s: float | None
+    wait_max_s: float | None
+    run_p50_s: float | None
+    run_p95_s: float | None
+    run_p99_s: float | None
+    run_max_s: float | None

@@ -28,10 +28,14 @@ from pgqueue.scheduler.leader import PATIENCE_S, Leadership
 from pgqueue.scheduler.register import mark_orphans, store_schedules, store_tasks
 from pgqueue.scheduler.tick import BATCH_SCHEDULES, PRUNE_BATCH, Ticker
 from pgqueue.settings import Settings
-from pgqueue.storage.connect import LEADER, connect
+from pgqueue.storage.connect import CHORES, LEADER, connect
 from pgqueue.storage.faults import surfaced
 from pgqueue.storage.link import Link, Trouble
 from pgqueue.storage.migrate import require_head
+from pgqueue.upkeep.chores import chores
+from pgqueue.upkeep.duties import Upkeep
+from pgqueue.upkeep.promote import promote_duty
+from pgqueue.upkeep.rescue import rescue_duty
 
 POLL_S: Final = 1.0
 """Longest sleep: within it a follower sees that the lock is free, and everybody a new schedule."""
@@ -78,6 +82,7 @@ class Scheduler:
         )
         self._leadership = Leadership(self._link, self.scheduler_id, self.events, patience_s=patience_s)
         self._ticker = Ticker(self._link, self.scheduler_id, self.events)
+        self._upkeep = self._fleets_upkeep(label)
 
     @property
     def leads(self) -> bool:
@@ -100,6 +105,7 @@ class Scheduler:
         with _hearing(self) if signals else contextlib.nullcontext():
             try:
                 self._link.run(self._register)
+                self._upkeep.start()
                 while not self._stop.is_set():
                     self._stop.wait(self._round())
             except DatabaseUnreachable:
@@ -108,9 +114,28 @@ class Scheduler:
             except psycopg.Error as error:
                 raise surfaced(error, statement="of the scheduler") from error
             finally:
+                self._upkeep.stop()
                 self._leadership.lose("it stops")
                 self._link.close()
         return 0
+
+    def _fleets_upkeep(self, label: str) -> Upkeep:
+        """What has to happen although no worker runs; workers do the same, and whoever comes first does it."""
+        settings, actor = self._settings, f"scheduler:{self.scheduler_id}"
+        return Upkeep(
+            settings.database_url,
+            [
+                promote_duty(settings.promote_interval_s, lambda: None),
+                rescue_duty(settings.rescue_interval_s, self.events, lambda: actor, lambda: None),
+                *chores(settings, actor),
+            ],
+            self.events,
+            actor=actor,
+            label=label,
+            connect_timeout_s=settings.connect_timeout_s,
+            role=CHORES,
+            when=lambda: self._leadership.leads,
+        )
 
     def _register(self, conn: psycopg.Connection[Any]) -> None:
         store_tasks(conn, self._registry)

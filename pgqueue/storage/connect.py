@@ -49,6 +49,8 @@ SETTLE: Final = Role("settle")
 HEART: Final = Role("heart", statement_timeout_ms=3_000)
 LISTEN: Final = Role("listen", statement_timeout_ms=0)
 UPKEEP: Final = Role("upkeep", lock_timeout_ms=1_000)
+# Counting and deleting by the batch may take longer than anything on a job's way.
+CHORES: Final = Role("chores", statement_timeout_ms=60_000, lock_timeout_ms=1_000)
 LEADER: Final = Role("leader")
 RELAY: Final = Role("relay")
 CLI: Final = Role("cli", statement_timeout_ms=30_000)

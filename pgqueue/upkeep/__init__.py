@@ -1,5 +1,5 @@
-"""What must happen by itself: due jobs become ready, dead workers' claims come back, old keys and days go.
+"""What must happen by itself: due jobs become ready, dead workers' claims come back, old keys and days go, minutes are counted.
 
-Every worker process runs all duties; SKIP LOCKED and try-locks keep them out of each other's way. Nothing here
-depends on a scheduler process.
+Every worker process promotes and rescues, kept out of each other's way by SKIP LOCKED; the rest is done by whichever
+process comes first when it is due. Nothing here depends on a scheduler process.
 """

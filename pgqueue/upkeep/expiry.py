@@ -20,4 +20,4 @@ def expiry_duty(interval_s: float) -> Duty:
         expired = row[0] if row is not None else 0
         return Done(expired, again_in_s=0.05 if expired >= EXPIRE_BATCH else None)
 
-    return Duty("expiry", interval_s, run)
+    return Duty("expiry", interval_s, run, alone=True)

@@ -7,33 +7,43 @@ from typing import Any, Final
 
 import psycopg
 
+from pgqueue.storage.connect import CHORES
 from pgqueue.storage.statements import statement
-from pgqueue.upkeep.duties import Done, Duty
-from pgqueue.upkeep.expiry import expiry_duty
-from pgqueue.upkeep.partitions import partitions_duty
+from pgqueue.upkeep.chores import chores
+from pgqueue.upkeep.duties import Done, Duty, Upkeep
 from pgqueue.upkeep.promote import promote_duty
-from pgqueue.upkeep.rescue import forget_duty, rescue_duty
+from pgqueue.upkeep.rescue import rescue_duty
 from pgqueue.worker.state import WorkerState
 from pgqueue.worker.suspects import SuspectProcesses, suspects_duty
 
 FREE_BATCH: Final = 500
-PARTITIONS_S: Final = 3600.0
-FORGET_TIMES: Final = 6  # rows of ended workers are looked at this many times less often than keys
+
+
+def worker_upkeep(state: WorkerState, dsn: str, processes: SuspectProcesses | None) -> tuple[Upkeep, Upkeep]:
+    """What a worker process does beside its jobs: its own duties, and in a second thread its share of the fleet's."""
+
+    def made(duties: list[Duty], **more: Any) -> Upkeep:
+        return Upkeep(
+            dsn,
+            duties,
+            state.events,
+            actor=state.actor,
+            label=state.label,
+            connect_timeout_s=state.settings.connect_timeout_s,
+            **more,
+        )
+
+    return made(worker_duties(state, processes)), made(chores(state.settings, state.actor), role=CHORES)
 
 
 def worker_duties(state: WorkerState, processes: SuspectProcesses | None) -> list[Duty]:
-    """The duties of one worker process; `processes` run its suspects, None: it runs them itself while idle."""
+    """The duties of each worker process; `processes` run its suspects, None: it runs them itself while idle."""
     settings = state.settings
     return [
         promote_duty(settings.promote_interval_s, state.wake.set),
         rescue_duty(settings.rescue_interval_s, state.events, lambda: state.actor, state.wake.set),
         suspects_duty(settings.rescue_interval_s, state, state.queues, processes),
         Duty("free_held", settings.upkeep_interval_s, partial(_free_held, state)),
-        expiry_duty(settings.upkeep_interval_s),
-        forget_duty(settings.upkeep_interval_s * FORGET_TIMES),
-        partitions_duty(
-            PARTITIONS_S, ahead_days=settings.partitions_ahead_days, keep_days=settings.history_retention_days
-        ),
     ]
 
 

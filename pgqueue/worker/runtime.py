@@ -28,7 +28,7 @@ from pgqueue.storage.statements import statement
 from pgqueue.upkeep.duties import Upkeep
 from pgqueue.worker.async_executor import AsyncExecutor
 from pgqueue.worker.claimer import Claimer, SuspectMode
-from pgqueue.worker.duties import worker_duties
+from pgqueue.worker.duties import worker_upkeep
 from pgqueue.worker.executor import SyncExecutor, interrupted, timed_out
 from pgqueue.worker.heart import Heart, HeartHooks
 from pgqueue.worker.listener import Listener
@@ -156,7 +156,8 @@ class Worker:
         settler.start()
         upkeep, self._suspects = self._upkeep(dsn)
         if not self._suspects_only:
-            upkeep.start()
+            for one in upkeep:
+                one.start()
         if listener is not None:
             listener.start()
         claimer.start()
@@ -190,7 +191,7 @@ class Worker:
             )
             self._async.start()
 
-    def _upkeep(self, dsn: str) -> tuple[Upkeep, SuspectProcesses | None]:
+    def _upkeep(self, dsn: str) -> tuple[tuple[Upkeep, ...], SuspectProcesses | None]:
         state, settings = self.state, self._settings
         processes = None
         if self._app_reference and not self._suspects_only:
@@ -200,11 +201,7 @@ class Worker:
                 most=settings.suspect_processes_max,
                 environment={"PGQUEUE_DATABASE_URL": settings.database_url},
             )
-        duties = worker_duties(state, processes)
-        upkeep = Upkeep(
-            dsn, duties, state.events, label=state.label, connect_timeout_s=settings.connect_timeout_s
-        )
-        return upkeep, processes
+        return worker_upkeep(state, dsn, processes), processes
 
     def _watch(self, claimer: Claimer, dsn: str) -> int:
         """The main thread's loop: ends handlers whose time is up, and finds the moment to leave."""
@@ -248,7 +245,7 @@ class Worker:
         self,
         claimer: Claimer,
         settler: Settler,
-        upkeep: Upkeep,
+        upkeep: tuple[Upkeep, ...],
         listener: Listener | None,
     ) -> None:
         state = self.state
@@ -263,7 +260,8 @@ class Worker:
         for pool in self._pools:
             pool.close()
         if not self._suspects_only:
-            upkeep.stop()
+            for one in upkeep:
+                one.stop()
         if self._suspects is not None:
             self._suspects.stop()
         settler.close()

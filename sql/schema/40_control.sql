@@ -14,6 +14,7 @@ CREATE TABLE pgqueue.queues (
   tier text,
   owner text,
   display_name text,
+  history_days integer,
   defaults jsonb NOT NULL DEFAULT '{}',
   CONSTRAINT queues_name_check CHECK (name ~ '^[a-z][a-z0-9_.-]{0,62}$'),
   CONSTRAINT queues_sla_check CHECK (sla_s BETWEEN 0.001 AND 31622400 AND sla_target > 0 AND sla_target < 1),
@@ -21,6 +22,7 @@ CREATE TABLE pgqueue.queues (
   CONSTRAINT queues_dead_letter_limit_check CHECK (dead_letter_limit >= 0),
   CONSTRAINT queues_tier_check CHECK (tier IN ('critical', 'standard')),
   CONSTRAINT queues_words_check CHECK (length(owner) BETWEEN 1 AND 200 AND length(display_name) BETWEEN 1 AND 200),
+  CONSTRAINT queues_history_days_check CHECK (history_days BETWEEN 1 AND 36500),
   CONSTRAINT queues_defaults_check CHECK (jsonb_typeof(defaults) = 'object')
 );
 COMMENT ON TABLE pgqueue.queues IS 'Known queues and their switches; workers add the ones they serve';
@@ -38,6 +40,7 @@ COMMENT ON COLUMN pgqueue.queues.dead_letter_limit IS 'Dead letters allowed per 
 COMMENT ON COLUMN pgqueue.queues.tier IS 'critical wakes people, standard (built in) warns';
 COMMENT ON COLUMN pgqueue.queues.owner IS 'The team that is asked about it';
 COMMENT ON COLUMN pgqueue.queues.display_name IS 'Its name for people';
+COMMENT ON COLUMN pgqueue.queues.history_days IS 'Days its ended jobs are kept, if fewer than the setting says for all; NULL = as all';
 COMMENT ON COLUMN pgqueue.queues.defaults IS 'The same attributes as the configuration of the last started worker gives them; what stands in a column wins';
 
 CREATE TABLE pgqueue.tasks (

@@ -26,6 +26,7 @@ LEASE_S = 15.0
 WIPED = (
     *("jobs", "claims", "job_history", "dead_letter_jobs", "job_transitions", "dedup_keys"),
     *("queues", "tasks", "workers", "sleepers", "operator_audit", "schedules", "schedule_runs"),
+    *("stats_minutely", "history_sweeps", "upkeep_duties"),
 )
 
 

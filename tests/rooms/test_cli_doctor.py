@@ -283,3 +283,31 @@ def test_stats_shows_what_is_wrong_first(
     assert [line.split()[0] for line in lines[1:5]] == ["queue", "late", "forgotten", "calm"]
     assert lines[5] == "queue forgotten: jobs wait and no worker ever served it"
     assert main(["--dsn", database.dsn, "stats", "-w", "0"]) == 2
+
+
+def test_stats_shows_what_ended_lately_and_how_long_it_took(
+    database: Database, conn: psycopg.Connection, capsys: pytest.CaptureFixture[str]
+) -> None:
+    conn.execute("INSERT INTO pgqueue.queues (name) VALUES ('mail'), ('calm')")
+    conn.execute("SELECT pgqueue.roll_up()")
+    conn.execute(
+        """INSERT INTO pgqueue.job_history (job_id, enqueued_at, due_at, started_at, finished_at, wait_s, run_s, priority, attempts, max_attempts, state, queue, task, args)
+           SELECT i, p.at, p.at, p.at, p.at, 0.01, 0.1, 5, 1, 1, 'succeeded', 'mail', 'receipt', '{}'
+           FROM (SELECT done_upto - interval '2 minutes' AS at FROM pgqueue.stats_progress WHERE what = 'rollups') p, generate_series(1, 20) i"""
+    )
+    conn.execute(
+        "SELECT pgqueue.count_minutes(done_upto - interval '5 minutes', done_upto) FROM pgqueue.stats_progress WHERE what = 'rollups'"
+    )
+    assert main(["--dsn", database.dsn, "stats", "--minutes", "10"]) == 0
+    out = capsys.readouterr().out
+    assert "the 10 minutes up to" in out
+    (total, task) = [line.split() for line in out.splitlines() if line.startswith("mail") and " 2 " in line]
+    assert total[:4] == ["mail", "2", "20", "0"]
+    assert task[:5] == ["mail", "receipt", "2", "20", "0"]
+    assert main(["--dsn", database.dsn, "-o", "json", "stats"]) == 0
+    calm, mail = json.loads(capsys.readouterr().out)
+    assert (calm["queue"], calm["recent"], calm["tasks"]) == ("calm", None, [])
+    assert mail["recent"]["per_minute"] == 4
+    assert 0.064 <= mail["recent"]["run_p95_s"] <= 0.1001
+    assert [one["task"] for one in mail["tasks"]] == ["receipt"]
+    assert main(["--dsn", database.dsn, "stats", "--minutes", "0"]) == 2

@@ -1,4 +1,4 @@
-"""The statements of promote.sql and upkeep.sql, each: what it takes, what its guard leaves, nothing, its limit.
+"""The statements of promote.sql, and of upkeep.sql those about keys, each: what it takes, what its guard leaves, nothing, its limit.
 
 On the newest and the oldest supported server; acts through rig.hands, looks at the tables themselves.
 """
@@ -6,7 +6,6 @@ On the newest and the oldest supported server; acts through rig.hands, looks at 
 from __future__ import annotations
 
 from collections.abc import Iterator
-from datetime import UTC, datetime, timedelta
 from typing import Any
 
 import psycopg
@@ -158,54 +157,3 @@ def test_a_key_that_a_producer_holds_is_left_for_later(any_database: Database, h
     assert hand.one("expire_keys", batch=10) == 0
     producer.commit()
     assert hand.one("expire_keys", batch=10) == 0, "taken anew, so alive again"
-
-
-@pytest.mark.proves("F52")
-def test_day_partitions_are_made_ahead_and_dropped_by_age(conn: psycopg.Connection[Any], hand: Hand) -> None:
-    assert hand.one("ensure_partitions", ahead_days=7) == 0, "the migration made them"
-    assert hand.one("ensure_partitions", ahead_days=9) == 4, "two days of two tables"
-    assert hand.one("drop_partitions", keep_days=1) == 0
-    old = datetime.now(UTC).date() - timedelta(days=40)
-    conn.execute(
-        f"CREATE TABLE pgqueue.job_history_{old:%Y%m%d} PARTITION OF pgqueue.job_history"
-        f" FOR VALUES FROM ('{old} 00:00:00+00') TO ('{old + timedelta(days=1)} 00:00:00+00')".encode()
-    )
-    assert hand.one("drop_partitions", keep_days=40) == 0
-    assert hand.one("drop_partitions", keep_days=39) == 1
-    assert hand.one("drop_partitions", keep_days=39) == 0
-
-
-@pytest.mark.proves("F52")
-def test_a_day_without_a_partition_settles_into_the_default_one(
-    conn: psycopg.Connection[Any], hand: Hand
-) -> None:
-    for table in ("job_history", "job_transitions"):
-        conn.execute(f"DROP TABLE pgqueue.{table}_{datetime.now(UTC):%Y%m%d}".encode())
-    enqueue(conn), enqueue(conn)
-    first, second = hand.claim()
-    assert hand.succeed(first) == {first.id}
-    assert hand.settle("dead", second) == {second.id}
-    assert conn.execute("SELECT count(*) FROM pgqueue.job_history_default").fetchone() == (1,)
-    assert conn.execute("SELECT count(*) FROM pgqueue.job_transitions_default").fetchone() == (1,)
-    assert hand.one("ensure_partitions", ahead_days=7) == 0, "today's rows lie in the default; no error"
-
-
-@pytest.mark.parametrize("days", [-1, 61])
-def test_partitions_are_made_within_bounds(hand: Hand, days: int) -> None:
-    with pytest.raises(psycopg.errors.InvalidParameterValue, match="0 to 60"):
-        hand.one("ensure_partitions", ahead_days=days)
-
-
-@pytest.mark.parametrize("days", [0, 36_501])
-def test_retention_is_within_bounds(hand: Hand, days: int) -> None:
-    with pytest.raises(psycopg.errors.InvalidParameterValue, match="1 to 36500"):
-        hand.one("drop_partitions", keep_days=days)
-
-
-def test_a_duty_is_one_processs_until_its_transaction_ends(any_database: Database, hand: Hand) -> None:
-    other = Hand(any_database.connect(autocommit=False))
-    assert other.one("try_duty", duty="partitions") is True
-    assert hand.one("try_duty", duty="partitions") is False
-    assert hand.one("try_duty", duty="expiry") is True
-    other.conn.rollback()
-    assert hand.one("try_duty", duty="partitions") is True
