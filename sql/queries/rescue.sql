@@ -1,23 +1,24 @@
 -- name: watch_workers
--- purpose:   note since when a worker's advisory lock is free, and forget it when it was retaken
+-- purpose:   note since when a worker's advisory lock is free, and forget it when it was retaken; times that lie ahead, since the clock was put back, count from now
 -- called by: upkeep/rescue.py
 -- guard:     only rows whose note changes
 -- locks:     those rows of workers
 -- index:     none; the table is small
 -- returns:   nothing
 UPDATE pgqueue.workers w
-SET suspected_at = CASE WHEN v.held THEN NULL ELSE clock_timestamp() END
+SET suspected_at = CASE WHEN v.held THEN NULL ELSE least(w.suspected_at, clock_timestamp()) END, beat_at = least(w.beat_at, clock_timestamp())
 FROM (
-  SELECT x.id, EXISTS (
+  SELECT x.id, x.lock_key IS NULL OR EXISTS (
     SELECT FROM pg_locks l
     WHERE l.locktype = 'advisory' AND l.granted AND l.objsubid = 1
       AND l.database = (SELECT d.oid FROM pg_database d WHERE d.datname = current_database())
       AND (l.classid::bigint << 32) | l.objid::bigint = x.lock_key
   ) AS held
   FROM pgqueue.workers x
-  WHERE x.status IN ('live', 'draining') AND x.lock_key IS NOT NULL
+  WHERE x.status IN ('live', 'draining')
 ) v
-WHERE w.id = v.id AND (w.suspected_at IS NULL) <> v.held
+WHERE w.id = v.id AND w.status IN ('live', 'draining')
+  AND ((w.suspected_at IS NULL) <> v.held OR greatest(w.beat_at, w.suspected_at) > clock_timestamp() + interval '1 second')
 
 -- name: bury_workers
 -- purpose:   declare dead whose lock has been free for 2 s, or whose lease has run out

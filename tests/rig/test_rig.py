@@ -5,10 +5,12 @@ from __future__ import annotations
 import itertools
 import os
 import signal
+import time
 from pathlib import Path
 
 import psycopg
 import pytest
+from rig.clock import HOUR_S, Clock
 from rig.database import Database
 from rig.proc import python, running
 from rig.soak import soak_duration_s, soak_seed
@@ -143,3 +145,16 @@ def test_a_soak_takes_its_length_and_seed_from_make(
     capsys.readouterr()
     seed = soak_seed()
     assert f"SEED={seed}" in capsys.readouterr().out
+
+
+def test_a_clock_of_its_own_moves_the_wall_and_nothing_else(tmp_path: Path) -> None:
+    clock = Clock(tmp_path)
+    clock.step_to(-HOUR_S)
+    script = (
+        "import time; began = time.monotonic(); time.sleep(0.2); print(time.time(), time.monotonic() - began)"
+    )
+    with python(script, env=clock.python(tmp_path)) as process:
+        assert process.wait() == 0
+        wall, slept = map(float, process.stdout.split())
+    assert abs(time.time() - HOUR_S - wall) < 60
+    assert 0.2 <= slept < 30

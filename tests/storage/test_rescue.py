@@ -148,6 +148,24 @@ def test_a_stranger_on_the_lock_leaves_the_lease_to_decide(
     assert [row["case"] for row in hand.bury()] == ["lease_expired"]
 
 
+@pytest.mark.proves("F26s")
+@pytest.mark.parametrize("lock_key", [LOCK_KEY, None])
+def test_a_beat_that_lies_ahead_counts_from_now(
+    conn: psycopg.Connection[Any], hand: Hand, lock_key: int | None
+) -> None:
+    """The clock was put back: by its last beat alone a dead worker would keep its claims until the clock has caught up."""
+    worker = Hand(conn)
+    worker.register(lock_key=lock_key)
+    silent(worker, -3600)
+    assert hand.bury() == []
+    beaten = "SELECT beat_at <= clock_timestamp() FROM pgqueue.workers WHERE id = %s"
+    assert conn.execute(beaten, [worker.worker_id]).fetchone() == (True,)
+    conn.execute(
+        "UPDATE pgqueue.workers SET beat_at = beat_at - interval '15.1 s' WHERE id = %s", [worker.worker_id]
+    )
+    assert [row["case"] for row in hand.bury()] == ["lease_expired"]
+
+
 def test_a_worker_without_a_lock_is_never_suspected(conn: psycopg.Connection[Any], hand: Hand) -> None:
     hand.run("watch_workers")
     assert suspicion(conn, hand) is False
