@@ -14,6 +14,7 @@ BEGIN
       USING ERRCODE = 'PQ003', HINT = 'SET pgqueue.downgrade_force = ''on'' loses them';
   END IF;
 END $$;
+DROP VIEW pgqueue.held_summary;
 DROP FUNCTION pgqueue.job_timeline;
 DROP VIEW pgqueue.dead_letter_summary;
 DROP VIEW pgqueue.running_jobs;

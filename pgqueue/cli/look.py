@@ -1,4 +1,4 @@
-"""`pgqueue stats`, `health`, `doctor`, `version`: how the whole is doing."""
+"""`pgqueue stats`, `doctor`, `version`: how the whole is doing."""
 
 from __future__ import annotations
 
@@ -17,7 +17,6 @@ if TYPE_CHECKING:
 
     from pgqueue.control.rows import Fleet, QueueHealth, RecentWork
 
-PROBE_TIMEOUT_S: Final = 2.0
 WORK_COLUMNS: Final = (
     *("queue", "task", "per_minute", "succeeded", "retried", "dead", "other"),
     *("wait_p50_s", "wait_p95_s", "wait_p99_s", "run_p50_s", "run_p95_s", "run_p99_s", "run_max_s"),
@@ -27,7 +26,7 @@ _ORDER: Final = {"FAIL": 0, "WARN": 1, "PASS": 2}
 
 def register(main: typer.Typer) -> None:
     """Hang the verbs into the command line."""
-    for one in (stats, doctor, health, version):
+    for one in (stats, doctor, version):
         verb(main)(one)
 
 
@@ -99,31 +98,6 @@ def doctor(
     return 1 if "FAIL" in verdicts or (strict and "WARN" in verdicts) else 0
 
 
-def health(
-    session: Session,
-    *,
-    queue: Annotated[str | None, typer.Option("--queue", help="Only this queue.", show_default=False)] = None,
-    max_lag: Annotated[str, typer.Option("--max-lag", help="A due job may wait so long.")] = "60s",
-    port: Annotated[
-        int | None,
-        typer.Option(
-            "--port", min=1, max=65_535, help="Ask the process on this machine instead.", show_default=False
-        ),
-    ] = None,
-) -> int:
-    """Exit code 0 if the schema fits, every queue with due jobs has a worker and none waits too long; else 1."""
-    from pgqueue.core.durations import parse_duration
-
-    max_lag_s = parse_duration(max_lag, field="max_lag")
-    problems = queues_of(session).ailments(queue, max_lag_s=max_lag_s) if port is None else _probe(port)
-    if session.output is Output.TABLE:
-        for problem in problems or ["healthy"]:
-            session.printer.line(problem)
-    else:
-        session.printer.one({"healthy": not problems, "problems": problems}, name="healthy", kind="health")
-    return 1 if problems else 0
-
-
 def version(session: Session) -> None:
     """The versions of pgqueue, Python and the schema this code expects."""
     import platform
@@ -161,19 +135,3 @@ def _headline(fleet: Fleet, before: Fleet | None) -> str:
 
 def _wrong_first(row: QueueHealth) -> tuple[bool, float, int, str]:
     return (row.due == 0 or row.workers_live > 0, -row.lag_s, -row.dead_waiting, row.queue)
-
-
-def _probe(port: int) -> list[str]:
-    """What a process of this machine says about itself: nothing if it is ready."""
-    from http.client import HTTPConnection, HTTPException
-
-    connection = HTTPConnection("127.0.0.1", port, timeout=PROBE_TIMEOUT_S)
-    try:
-        connection.request("GET", "/readyz")
-        answer = connection.getresponse()
-        text = answer.read(4096).decode("utf-8", "replace").strip()
-    except (OSError, HTTPException) as error:
-        return [f"port {port}: no answer ({type(error).__name__})"]
-    finally:
-        connection.close()
-    return [] if answer.status == 200 else [f"port {port}: not ready: {text or answer.status}"]

@@ -6,7 +6,7 @@ from typing import Annotated
 
 import typer
 
-from pgqueue.cli.session import Session, verb
+from pgqueue.cli.session import HEALTH_PORT, METRICS_PORT, Session, given, verb
 
 
 def register(app: typer.Typer) -> None:
@@ -20,6 +20,8 @@ def scheduler(
     app: Annotated[
         str, typer.Option("-A", "--app", metavar="MODULE:APP", help="The application: where its App is.")
     ],
+    metrics_port: Annotated[int | None, METRICS_PORT] = None,
+    health_port: Annotated[int | None, HEALTH_PORT] = None,
     prune: Annotated[
         bool,
         typer.Option(
@@ -30,11 +32,15 @@ def scheduler(
     """Enqueue scheduled jobs. Start as many as you like: one leads, the others wait. SIGTERM stops in order."""
     from pgqueue.app import load_app
     from pgqueue.observe.logs import LogListener, configure_logging
+    from pgqueue.observe.serve import serve_observability
 
     application = load_app(app)
     if session.common.dsn is not None:
         application.use(database_url=session.common.dsn)
+    application.use(**given(metrics_port=metrics_port, health_port=health_port))
     settings = application.settings
     configure_logging(settings)
     application.events.listen(LogListener(settings))
-    return application.scheduler(app_reference=app, prune=prune).run(signals=True)
+    process = application.scheduler(app_reference=app, prune=prune)
+    with serve_observability(settings, application.events, process.vitals, component="scheduler"):
+        return process.run(signals=True)

@@ -59,6 +59,21 @@ VERBOSE: Final = typer.Option("-v", "--verbose", help="Show the traceback of an 
 NO_HEADERS: Final = typer.Option("--no-headers", help="Leave the heads of tables out.")
 UTC: Final = typer.Option("--utc", help="Times of tables in UTC, not relative.")
 
+METRICS_PORT: Final = typer.Option(
+    "--metrics-port",
+    min=0,
+    max=65_535,
+    help="Serve /metrics there, and health; 0 takes a free port.",
+    show_default="the setting",
+)
+HEALTH_PORT: Final = typer.Option(
+    "--health-port",
+    min=0,
+    max=65_535,
+    help="Serve /healthz, /readyz and /startupz there; 0 takes a free port.",
+    show_default="the setting",
+)
+
 _COMMON: Final = {
     "dsn": (str | None, DSN, None),
     "output": (Output | None, OUTPUT, None),
@@ -110,6 +125,11 @@ class Session:
             connect_timeout_s=self.settings.connect_timeout_s,
             environment=self.settings.environment,
         )
+
+
+def given(**options: Any) -> dict[str, Any]:
+    """Those of the options that stand on the command line."""
+    return {name: value for name, value in options.items() if value is not None}
 
 
 def say(line: str) -> None:

@@ -8,7 +8,7 @@ from typing import Annotated
 
 import typer
 
-from pgqueue.cli.session import Session, verb
+from pgqueue.cli.session import HEALTH_PORT, METRICS_PORT, Session, given, verb
 
 
 def register(app: typer.Typer) -> None:
@@ -47,6 +47,8 @@ def worker(
     drain: Annotated[
         bool, typer.Option("--drain", help="Leave when nothing is ready, running or retrying.")
     ] = False,
+    metrics_port: Annotated[int | None, METRICS_PORT] = None,
+    health_port: Annotated[int | None, HEALTH_PORT] = None,
     suspects_only: Annotated[bool, typer.Option("--suspects-only", hidden=True)] = False,
     lifeline: Annotated[bool, typer.Option("--lifeline", hidden=True)] = False,
     inherit_address: Annotated[bool, typer.Option("--inherit-address", hidden=True)] = False,
@@ -54,6 +56,7 @@ def worker(
     """Run the application's jobs. SIGTERM stops in order, a second one at once."""
     from pgqueue.app import load_app
     from pgqueue.observe.logs import LogListener, configure_logging
+    from pgqueue.observe.serve import serve_observability
     from pgqueue.worker.processes import watch_parent
 
     if processes > 1:
@@ -64,7 +67,8 @@ def worker(
             *_option("-c", concurrency),
             *(["--drain"] if drain else []),
         ]
-        return _supervise(session, [arguments] * processes)
+        ports = given(metrics_port=metrics_port, health_port=health_port)
+        return _supervise(session, arguments, processes, ports)
     application = load_app(app)
     # A process for suspects, and one of several under a --dsn, works on its parent's database, whatever address the
     # application holds.
@@ -72,6 +76,7 @@ def worker(
     address = session.common.dsn or (session.settings.database_url if inherited else None)
     if address:
         application.use(database_url=address)
+    application.use(**given(metrics_port=metrics_port, health_port=health_port))
     settings = application.settings
     configure_logging(settings)
     application.events.listen(LogListener(settings))
@@ -80,18 +85,24 @@ def worker(
     )
     if suspects_only:
         watch_parent(worker.orphaned)
-    elif lifeline:
+        return worker.run(signals=True)  # the ports are its parent's
+    if lifeline:
         watch_parent(worker.stop)
-    return worker.run(signals=True)
+    tasks = [(task.queue, task.name) for task in application.tasks.values()]
+    with serve_observability(settings, application.events, worker.vitals, component="worker", tasks=tasks):
+        return worker.run(signals=True)
 
 
-def _supervise(session: Session, workers: list[list[str]]) -> int:
+def _supervise(session: Session, arguments: list[str], count: int, ports: dict[str, int]) -> int:
     """Several of this command under one parent. An address is handed on in the environment, where others cannot read it."""
     from pgqueue.core.events import Events
     from pgqueue.observe.logs import LogListener, configure_logging
+    from pgqueue.observe.serve import serve_observability
+    from pgqueue.worker.family import FamilyVitals, ports_of
     from pgqueue.worker.processes import Processes
 
-    settings = session.settings
+    settings = session.settings.model_copy(update=ports)
+    children = [ports_of(settings, number) for number in range(count)]
     configure_logging(settings)
     events = Events()
     events.listen(LogListener(settings))
@@ -102,12 +113,15 @@ def _supervise(session: Session, workers: list[list[str]]) -> int:
         hidden.append("--inherit-address")
     command = [sys.executable, "-m", "pgqueue", "worker"]
     parent = Processes(
-        [[*command, *arguments, *hidden] for arguments in workers],
+        [[*command, *arguments, *own.options, *hidden] for own in children],
         events,
         environment=environment,
         grace_s=settings.grace_s,
     )
-    return parent.run(signals=True)
+    # The children serve the metrics; health is asked of the parent, and it asks them.
+    parents = settings.model_copy(update={"metrics_port": None})
+    with serve_observability(parents, events, FamilyVitals(parent, children), component="supervisor"):
+        return parent.run(signals=True)
 
 
 def _option(name: str, value: object) -> list[str]:

@@ -34,20 +34,46 @@ class AttemptEnded:
     warning: str | None = None
     headers: dict[str, str] | None = None
     idempotency_key: str | None = None
+    total_s: float | None = None
+    settle_s: float | None = None
 
 
 @dataclass(frozen=True, slots=True)
 class AttemptsSucceeded:
     """Successful attempts, as many as were settled together: the hot path speaks once per batch.
 
-    `line(i)` builds the i-th attempt's full line, `facts()` all of (task, queue, wait_s, run_s): a listener
-    pays only for what it uses.
+    `line(i)` builds the i-th attempt's full line, `facts()` all of (task, queue, wait_s, run_s, total_s): a
+    listener pays only for what it uses.
     """
 
     count: int
     settle_s: float
     line: Callable[[int], AttemptEnded]
-    facts: Callable[[], list[tuple[str, str, float, float]]]
+    facts: Callable[[], list[tuple[str, str, float, float, float]]]
+
+
+@dataclass(frozen=True, slots=True)
+class SettlementWritten:
+    """A settling statement's answer: how many claims it ended, in how long."""
+
+    jobs: int
+    seconds: float
+
+
+@dataclass(frozen=True, slots=True)
+class TransactionEnded:
+    """A handler's transaction, from its first touch to its commit or rollback."""
+
+    queue: str
+    seconds: float
+    committed: bool
+
+
+@dataclass(frozen=True, slots=True)
+class LoopLagged:
+    """How late the event loop of async handlers came to a moment it had set itself; told twice a second."""
+
+    seconds: float
 
 
 @dataclass(frozen=True, slots=True)
@@ -125,6 +151,16 @@ class DatabaseTrouble:
     room: str
     cause: str
     over: bool
+    sqlstate: str | None = None
+
+
+@dataclass(frozen=True, slots=True)
+class EndpointOpened:
+    """This process can be asked over HTTP: `name` is what for (metrics, health)."""
+
+    name: str
+    host: str
+    port: int
 
 
 @dataclass(frozen=True, slots=True)
@@ -192,6 +228,9 @@ class LeaderChanged:
 Event = (
     AttemptEnded
     | AttemptsSucceeded
+    | SettlementWritten
+    | TransactionEnded
+    | LoopLagged
     | ClaimTaken
     | ClaimLostSeen
     | JobHeld
@@ -199,6 +238,7 @@ Event = (
     | WorkerChanged
     | ProcessChanged
     | DatabaseTrouble
+    | EndpointOpened
     | Warned
     | DutyDone
     | ScheduleFired

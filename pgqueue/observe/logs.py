@@ -24,6 +24,7 @@ from pgqueue.core.events import (
     ClaimTaken,
     DatabaseTrouble,
     DutyDone,
+    EndpointOpened,
     JobHeld,
     JobsRescued,
     LeaderChanged,
@@ -71,6 +72,7 @@ class LogListener:
             WorkerChanged: self._worker,
             ProcessChanged: self._process,
             DatabaseTrouble: self._trouble,
+            EndpointOpened: self._endpoint,
             Warned: self._warned,
             DutyDone: self._duty,
             ScheduleFired: self._fired,
@@ -99,7 +101,6 @@ class LogListener:
                 "info",
                 "job.settled",
                 **_facts(event.line(index)),
-                settle_s=round(event.settle_s, 6),
                 **sampled,
             )
 
@@ -185,6 +186,9 @@ class LogListener:
         elif is_news:
             self._line("error", "database.unreachable", room=event.room, cause=event.cause)
 
+    def _endpoint(self, event: EndpointOpened) -> None:
+        self._line("info", "endpoint.opened", endpoint=event.name, host=event.host, port=event.port)
+
     def _warned(self, event: Warned) -> None:
         name = _EVENT_NAMES.get(event.key, "warning")
         self._limited(event.key, name, **event.fields, key=event.key, message=event.message)
@@ -259,6 +263,8 @@ def _facts(event: AttemptEnded) -> dict[str, Any]:
         "reason": event.reason,
         "wait_s": round(event.wait_s, 6),
         "run_s": round(event.run_s, 6),
+        "total_s": _rounded(event.total_s),
+        "settle_s": _rounded(event.settle_s),
         "worker_id": event.worker_id,
         "claim_id": event.claim_id,
         "idempotency_key_hash": _hashed(event.idempotency_key),
@@ -273,6 +279,10 @@ def _facts(event: AttemptEnded) -> dict[str, Any]:
         "warning": event.warning,
     }
     return {name: value for name, value in facts.items() if value is not None}
+
+
+def _rounded(seconds: float | None) -> float | None:
+    return None if seconds is None else round(seconds, 6)
 
 
 def _hashed(key: str | None) -> str | None:

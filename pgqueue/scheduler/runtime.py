@@ -27,6 +27,7 @@ from pgqueue.errors import DatabaseUnreachable
 from pgqueue.scheduler.leader import PATIENCE_S, Leadership
 from pgqueue.scheduler.register import mark_orphans, store_schedules, store_tasks
 from pgqueue.scheduler.tick import BATCH_SCHEDULES, PRUNE_BATCH, Ticker
+from pgqueue.scheduler.vitals import SchedulerVitals
 from pgqueue.settings import Settings
 from pgqueue.storage.connect import CHORES, LEADER, connect
 from pgqueue.storage.faults import surfaced
@@ -83,6 +84,7 @@ class Scheduler:
         self._leadership = Leadership(self._link, self.scheduler_id, self.events, patience_s=patience_s)
         self._ticker = Ticker(self._link, self.scheduler_id, self.events)
         self._upkeep = self._fleets_upkeep(label)
+        self.vitals = SchedulerVitals(self._link, self._leadership, lease_s=settings.lease_s, stop=self._stop)
 
     @property
     def leads(self) -> bool:
@@ -106,8 +108,11 @@ class Scheduler:
             try:
                 self._link.run(self._register)
                 self._upkeep.start()
+                self.vitals.round_at = time.monotonic()
                 while not self._stop.is_set():
-                    self._stop.wait(self._round())
+                    pause_s = self._round()
+                    self.vitals.round_at = time.monotonic()
+                    self._stop.wait(pause_s)
             except DatabaseUnreachable:
                 if not self._stop.is_set():
                     raise
@@ -169,7 +174,7 @@ class Scheduler:
             self._prune_at = now + (0 if pruned >= PRUNE_BATCH else PRUNE_INTERVAL_S)
 
     def _report(self, trouble: Trouble) -> None:
-        self.events.emit(DatabaseTrouble(trouble.room, trouble.cause, trouble.over))
+        self.events.emit(DatabaseTrouble(trouble.room, trouble.cause, trouble.over, trouble.sqlstate))
 
 
 @contextlib.contextmanager

@@ -53,6 +53,8 @@ UPKEEP: Final = Role("upkeep", lock_timeout_ms=1_000)
 CHORES: Final = Role("chores", statement_timeout_ms=60_000, lock_timeout_ms=1_000)
 LEADER: Final = Role("leader")
 RELAY: Final = Role("relay")
+HEALTH: Final = Role("health", statement_timeout_ms=2_000, lock_timeout_ms=500)
+METRICS: Final = Role("metrics", statement_timeout_ms=2_000, lock_timeout_ms=200)
 CLI: Final = Role("cli", statement_timeout_ms=30_000)
 # A handler's tables are found by the application's own search_path; its time is bounded per job.
 JOB: Final = Role(

@@ -7,6 +7,7 @@ connection and the same transaction.
 from __future__ import annotations
 
 import contextlib
+import time
 from contextvars import ContextVar
 from typing import Any, Final, NoReturn
 
@@ -60,13 +61,14 @@ class AsyncJobSession(AsyncSession):
 class JobTransaction:
     """A sync handler's transaction. One per run, used in one thread."""
 
-    __slots__ = ("_conn", "_pool", "_sa", "_session", "_stepped", "_timeout_s", "claim_id")
+    __slots__ = ("_conn", "_pool", "_sa", "_session", "_stepped", "_timeout_s", "began", "claim_id")
 
     def __init__(self, pool: ConnectionPool[JobConnection], claim_id: str, timeout_s: float | None) -> None:
         self._pool = pool
         self.claim_id = claim_id
         self._timeout_s = timeout_s
         self._stepped = False
+        self.began = time.monotonic()
         self._conn: JobConnection | None = None
         self._session: JobSession | None = None
         self._sa: SAConnection | None = None
@@ -159,7 +161,7 @@ class JobTransaction:
 class AsyncJobTransaction:
     """An async handler's transaction."""
 
-    __slots__ = ("_conn", "_pool", "_session", "_stepped", "_timeout_s", "claim_id")
+    __slots__ = ("_conn", "_pool", "_session", "_stepped", "_timeout_s", "began", "claim_id")
 
     def __init__(
         self, pool: AsyncConnectionPool[AsyncJobConnection], claim_id: str, timeout_s: float | None
@@ -168,6 +170,7 @@ class AsyncJobTransaction:
         self.claim_id = claim_id
         self._timeout_s = timeout_s
         self._stepped = False
+        self.began = time.monotonic()
         self._conn: AsyncJobConnection | None = None
         self._session: AsyncJobSession | None = None
 

@@ -10,6 +10,7 @@ import contextlib
 import random
 import select
 import threading
+import time
 from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any, Final, TypeVar
@@ -19,7 +20,7 @@ import psycopg
 from pgqueue.errors import DatabaseError, DatabaseUnreachable
 from pgqueue.storage.connect import Role, connect, is_pooled
 from pgqueue.storage.deadline import deadline
-from pgqueue.storage.faults import Fault, classify, is_transient, summary_of
+from pgqueue.storage.faults import Fault, classify, is_transient, sqlstate_of, summary_of
 
 T = TypeVar("T")
 
@@ -35,6 +36,7 @@ class Trouble:
     room: str
     cause: str
     over: bool = False
+    sqlstate: str | None = None
 
 
 class Link:
@@ -64,6 +66,7 @@ class Link:
         self.generation = 0  # counts connections; a room drops what it remembered when this changes
         self.pooled = False
         self.reconnects = 0
+        self.tried_at = time.monotonic()  # a room that waits for the database is alive
 
     def run(
         self,
@@ -82,6 +85,7 @@ class Link:
         bugs = 0
         while True:
             conn: psycopg.Connection[Any] | None = None
+            self.tried_at = time.monotonic()
             try:
                 conn = self._connected()
                 with deadline(conn, deadline_s or self._deadline_s):
@@ -177,7 +181,7 @@ class Link:
             if cause != self._cause:
                 self._cause = cause
                 if self._report is not None:
-                    self._report(Trouble(self._role.name, cause))
+                    self._report(Trouble(self._role.name, cause, sqlstate=sqlstate_of(error)))
         return fault
 
     def _calm(self) -> None:

@@ -93,7 +93,9 @@ class Upkeep:
             connect_timeout_s=connect_timeout_s,
             deadline_s=LEASE_S,
             stop=self._stop,
-            report=lambda trouble: events.emit(DatabaseTrouble(trouble.room, trouble.cause, trouble.over)),
+            report=lambda trouble: events.emit(
+                DatabaseTrouble(trouble.room, trouble.cause, trouble.over, trouble.sqlstate)
+            ),
         )
         self._thread = threading.Thread(target=self._work, name=f"pgqueue-{role.name}", daemon=True)
 

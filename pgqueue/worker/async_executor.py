@@ -6,10 +6,11 @@ import asyncio
 import os
 import threading
 import time
-from typing import Any
+from typing import Any, Final
 
 from psycopg_pool import AsyncConnectionPool
 
+from pgqueue.core.events import LoopLagged, TransactionEnded
 from pgqueue.core.payload import encode_result
 from pgqueue.errors import TransactionMisuse
 from pgqueue.storage.handlers import AsyncJobConnection
@@ -23,6 +24,8 @@ from pgqueue.worker.outcome import Prepared, ended_badly, not_to_start, prepare
 from pgqueue.worker.settler import Settler
 from pgqueue.worker.slots import Pool
 from pgqueue.worker.state import NEVER, Running, WorkerState
+
+TICK_S: Final = 0.5
 
 
 class AsyncExecutor:
@@ -48,6 +51,7 @@ class AsyncExecutor:
         self._pumping = False
         self._thread = threading.Thread(target=self._serve, name="pgqueue-loop", daemon=True)
         self.ticked_at = time.monotonic()
+        self._tick_in_s = float("inf")  # nothing was planned before the first tick
         for pool in pools:
             pool.pump_async = self._ask_to_pump
 
@@ -82,8 +86,10 @@ class AsyncExecutor:
         await self._connections.close(timeout=1)
 
     def _tick(self) -> None:
-        self.ticked_at = time.monotonic()
-        self._loop.call_later(0.5, self._tick)
+        now = time.monotonic()
+        self._state.events.emit(LoopLagged(max(0.0, now - self.ticked_at - self._tick_in_s)))
+        self.ticked_at, self._tick_in_s = now, TICK_S
+        self._loop.call_later(TICK_S, self._tick)
 
     def _ask_to_pump(self) -> None:
         if not self._pumping:
@@ -188,7 +194,9 @@ class AsyncExecutor:
                 "result": text,
             }
         )
-        self._settler.note_committed(job, prepared, buffered_s, run_s, warning)
+        ended = time.monotonic()
+        self._settler.note_committed(job, prepared, buffered_s, run_s, warning, ended - started - run_s)
+        self._state.events.emit(TransactionEnded(job.queue, ended - transaction.began, committed=True))
 
     async def _fail(
         self,
@@ -204,6 +212,9 @@ class AsyncExecutor:
         if transaction is not None:
             lost = transaction.lost
             await transaction.abort()
+            self._state.events.emit(
+                TransactionEnded(job.queue, time.monotonic() - transaction.began, committed=False)
+            )
         if job.done:
             return
         verdict = handler_fault(error, lost=lost)

@@ -80,7 +80,8 @@ class Claimer:
         self._window_jobs = 0
         self._window_wakes = 0
         self.empty_streak = 0
-        self.ticked_at = time.monotonic()
+        self.wakeups = {"notify": 0, "local": 0, "poll": 0}
+        self.ticked_at: float = time.monotonic()
         self._thread = threading.Thread(target=self._work, name="pgqueue-claim", daemon=True)
         for pool in pools:
             pool.want_more = state.wake.set
@@ -88,6 +89,11 @@ class Claimer:
     def start(self) -> None:
         """Start the thread."""
         self._thread.start()
+
+    @property
+    def moved_at(self) -> float:
+        """When its thread was last seen at work, or trying to reach the database."""
+        return max(self.ticked_at, self._link.tried_at)
 
     def join(self, timeout_s: float) -> None:
         """Wait for the thread's end after `state.draining` was set."""
@@ -272,6 +278,11 @@ class Claimer:
         if state.wake.wait(seconds):
             state.wake.clear()
             self._window_wakes += 1
+            source = "notify" if state.noticed else "local"
+            state.noticed = False
+        else:
+            source = "poll"
+        self.wakeups[source] += 1
         for pool in self._pools:
             pool.nudge()
 

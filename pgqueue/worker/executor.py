@@ -13,6 +13,7 @@ from typing import Any, Final
 from psycopg_pool import ConnectionPool
 
 from pgqueue.core.decide import JobTimeout, Kind, Settlement
+from pgqueue.core.events import TransactionEnded
 from pgqueue.core.payload import encode_result
 from pgqueue.errors import TransactionMisuse
 from pgqueue.storage.handlers import JobConnection
@@ -155,7 +156,9 @@ class SyncExecutor:
                 "result": text,
             }
         )
-        self._settler.note_committed(job, prepared, buffered_s, run_s, warning)
+        ended = time.monotonic()
+        self._settler.note_committed(job, prepared, buffered_s, run_s, warning, ended - started - run_s)
+        self._state.events.emit(TransactionEnded(job.queue, ended - transaction.began, committed=True))
 
     def _fail(
         self,
@@ -171,6 +174,9 @@ class SyncExecutor:
         if transaction is not None:
             lost = transaction.lost
             transaction.abort()
+            self._state.events.emit(
+                TransactionEnded(job.queue, time.monotonic() - transaction.began, committed=False)
+            )
         if job.done:
             return  # its claim was ended when its time ran out
         verdict = handler_fault(error, lost=lost)

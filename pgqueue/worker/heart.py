@@ -70,6 +70,11 @@ class Heart:
         """Whether a transaction pooler stands between: then there is no lock and no wake-up."""
         return self._link.pooled
 
+    @property
+    def beat_at(self) -> float:
+        """When the last beat was answered, by the process's own clock."""
+        return self._last_beat
+
     def start(self) -> None:
         """Register the worker (before its first claim) and start beating."""
         self._register()

@@ -82,6 +82,7 @@ class Listener:
         asked_at = time.monotonic()
         while not self._stop.is_set():
             for _ in conn.notifies(timeout=SELF_TEST_S, stop_after=1):
+                self._state.noticed = True
                 self._state.wake.set()
             if time.monotonic() - asked_at >= SELF_TEST_S:
                 asked_at = time.monotonic()

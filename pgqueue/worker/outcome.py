@@ -43,6 +43,7 @@ class Ended:
     max_attempts: int
     headers: dict[str, str] | None = None
     idempotency_key: str | None = None
+    total_s: float | None = None  # from the moment its first attempt was due; None: it did not start
 
     def as_record(self) -> dict[str, Any]:
         """The row that `settle_otherwise` reads."""
@@ -63,8 +64,8 @@ class Ended:
             "note": settlement.warning,
         }
 
-    def as_event(self) -> AttemptEnded:
-        """The attempt's canonical line."""
+    def as_event(self, settle_s: float) -> AttemptEnded:
+        """The attempt's canonical line; its settlement took `settle_s`."""
         job, settlement, failure = self.job, self.settlement, self.settlement.failure
         return AttemptEnded(
             job_id=job.id,
@@ -86,6 +87,10 @@ class Ended:
             warning=settlement.warning,
             headers=self.headers,
             idempotency_key=self.idempotency_key,
+            total_s=None
+            if self.total_s is None or settlement.kind in {Kind.RETRY, Kind.SNOOZED, Kind.RELEASED}
+            else self.total_s + settle_s,
+            settle_s=settle_s,
         )
 
 
@@ -155,7 +160,20 @@ def ended_badly(
         max_attempts,
         extras.get("headers"),
         extras.get("idempotency_key"),
+        total_s(job, extras, started - job.claim.received, run_s),
     )
+
+
+def total_s(job: ClaimedJob, extras: dict[str, Any], buffered_s: float, run_s: float) -> float:
+    """Seconds from the moment the job's first attempt was due to the end of this one: what the customer felt.
+
+    A snooze, a release or a rescue before the first failure is told by no row: then it counts from the new moment.
+    """
+    first_due, claimed = extras.get("first_due_epoch"), extras.get("claimed_epoch")
+    waited_s: float = job.wait_s
+    if isinstance(first_due, int | float) and isinstance(claimed, int | float):
+        waited_s = claimed - first_due
+    return max(0.0, waited_s + buffered_s + run_s)
 
 
 def not_to_start(state: WorkerState, job: ClaimedJob) -> Ended | None:

@@ -38,6 +38,7 @@ from pgqueue.worker.settler import Settler
 from pgqueue.worker.slots import Pool
 from pgqueue.worker.state import NEVER, Running, WorkerState
 from pgqueue.worker.suspects import LINGER_S, ORPHAN_LINGER_S, ORPHAN_MAX_S, SuspectProcesses
+from pgqueue.worker.vitals import WorkerVitals
 
 TICK_S: Final = 0.05
 CONNECTIONS_MAX: Final = 32  # handler connections per process, whatever the number of slots
@@ -90,6 +91,7 @@ class Worker:
             kind="suspect" if suspects_only else "worker",
             redactor=Redactor(settings.redact),
         )
+        self.vitals = WorkerVitals(self.state, self._pools)
         self._stops = 0
         self._linger_s = LINGER_S
         self._leave_at = NEVER
@@ -136,6 +138,7 @@ class Worker:
             version=self._version,
         )
         heart.start()
+        self.vitals.heart = heart
         settler = Settler(state, dsn)
         connections = job_pool(
             dsn,
@@ -161,6 +164,7 @@ class Worker:
         if listener is not None:
             listener.start()
         claimer.start()
+        self.vitals.claimer = claimer
         try:
             code = self._watch(claimer, dsn)
         finally:
@@ -190,6 +194,7 @@ class Worker:
                 ),
             )
             self._async.start()
+            self.vitals.loop = self._async
 
     def _upkeep(self, dsn: str) -> tuple[tuple[Upkeep, ...], SuspectProcesses | None]:
         state, settings = self.state, self._settings

@@ -17,14 +17,21 @@ import orjson
 import psycopg
 
 from pgqueue.core.decide import Kind, Settlement
-from pgqueue.core.events import AttemptEnded, AttemptsSucceeded, ClaimLostSeen, JobHeld, Warned
+from pgqueue.core.events import (
+    AttemptEnded,
+    AttemptsSucceeded,
+    ClaimLostSeen,
+    JobHeld,
+    SettlementWritten,
+    Warned,
+)
 from pgqueue.core.failure import CONSTANT_FAILURE
 from pgqueue.storage.connect import SETTLE
 from pgqueue.storage.faults import Fault, classify, summary_of
 from pgqueue.storage.link import Link
 from pgqueue.storage.statements import statement
 from pgqueue.worker.claimed import Claim, ClaimedJob
-from pgqueue.worker.outcome import Ended, Prepared
+from pgqueue.worker.outcome import Ended, Prepared, total_s
 from pgqueue.worker.state import WorkerState
 
 T = TypeVar("T")
@@ -96,12 +103,18 @@ class Settler:
             self._something.set()
 
     def note_committed(
-        self, job: ClaimedJob, prepared: Prepared, buffered_s: float, run_s: float, warning: str | None
+        self,
+        job: ClaimedJob,
+        prepared: Prepared,
+        buffered_s: float,
+        run_s: float,
+        warning: str | None,
+        settle_s: float = 0.0,
     ) -> None:
-        """A run that was settled in its own transaction."""
+        """A run that was settled in its own transaction, in `settle_s` from its return to the commit's answer."""
         self._state.claims.settled(job.claim, job.id)
         self._state.settled += 1
-        self._state.events.emit(_told([_Success(job, buffered_s, run_s, None, warning, prepared)], 0.0))
+        self._state.events.emit(_told([_Success(job, buffered_s, run_s, None, warning, prepared)], settle_s))
 
     def note_lost(self, job: ClaimedJob) -> None:
         """The fence refused: nothing of this run was committed."""
@@ -174,6 +187,7 @@ class Settler:
             self._state.events.emit(_told(written, time.monotonic() - began))
 
     def _write_others(self, batch: list[Ended]) -> None:
+        began = time.monotonic()
         records = orjson.dumps([ended.as_record() for ended in batch]).decode()
         try:
             settled = self._settle(
@@ -190,11 +204,12 @@ class Settler:
             self._write_others([_with_constant_text(batch[0])])
             return
         self._count(batch, settled)
+        seconds = time.monotonic() - began
         for ended in batch:
             if ended.job.id in settled:
-                self._tell(ended)
+                self._tell(ended, seconds)
 
-    def _tell(self, ended: Ended) -> None:
+    def _tell(self, ended: Ended, settle_s: float) -> None:
         self._state.settled += 1
         kind = ended.settlement.kind
         if kind is Kind.HELD:
@@ -203,7 +218,7 @@ class Settler:
             )
         else:
             self._state.failed += kind in {Kind.RETRY, Kind.DEAD}
-            self._state.events.emit(ended.as_event())
+            self._state.events.emit(ended.as_event(settle_s))
 
     def _settle(self, text: bytes, parameters: dict[str, Any], jobs: Sequence[ClaimedJob]) -> set[int]:
         """Run a settling statement. It may be repeated: what the first try did is read back, not guessed."""
@@ -217,7 +232,10 @@ class Settler:
                 settled |= {job.id for job in jobs if job.id not in settled and _was_settled(conn, job)}
             return settled
 
-        return self._link.run(write)
+        began = time.monotonic()
+        settled = self._link.run(write)
+        self._state.events.emit(SettlementWritten(len(settled), time.monotonic() - began))
+        return settled
 
     def _resolve(self, ended: Ended) -> None:
         """P7: was the transaction that settled this job committed? The locking read waits for a backend still at it."""
@@ -249,7 +267,10 @@ class Settler:
             )
             self._state.events.emit(
                 AttemptsSucceeded(
-                    1, 0.0, lambda _: line, lambda: [(line.task, line.queue, line.wait_s, line.run_s)]
+                    1,
+                    0.0,
+                    lambda _: line,
+                    lambda: [(line.task, line.queue, line.wait_s, line.run_s, line.wait_s + line.run_s)],
                 )
             )
         else:
@@ -287,7 +308,7 @@ def array_parameters(rows: Sequence[tuple[ClaimedJob, float, float, str | None]]
     }
 
 
-def _line(s: _Success) -> AttemptEnded:
+def _line(s: _Success, settle_s: float) -> AttemptEnded:
     job = s.job
     return AttemptEnded(
         job_id=job.id,
@@ -304,16 +325,29 @@ def _line(s: _Success) -> AttemptEnded:
         warning=s.warning,
         headers=s.prepared.extras.get("headers"),
         idempotency_key=s.prepared.extras.get("idempotency_key"),
+        total_s=_total_s(s) + settle_s,
+        settle_s=settle_s,
     )
+
+
+def _total_s(s: _Success) -> float:
+    return total_s(s.job, s.prepared.extras, s.buffered_s, s.run_s)
 
 
 def _told(batch: list[_Success], settle_s: float) -> AttemptsSucceeded:
     return AttemptsSucceeded(
         len(batch),
         settle_s,
-        lambda i: _line(batch[i]),
+        lambda i: _line(batch[i], settle_s),
         lambda: [
-            (s.job.task_name, s.job.queue, max(0.0, s.job.wait_s + s.buffered_s), s.run_s) for s in batch
+            (
+                s.job.task_name,
+                s.job.queue,
+                max(0.0, s.job.wait_s + s.buffered_s),
+                s.run_s,
+                _total_s(s) + settle_s,
+            )
+            for s in batch
         ],
     )
 

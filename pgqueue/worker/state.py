@@ -56,6 +56,7 @@ class WorkerState:
     draining: threading.Event = field(default_factory=threading.Event)
     ending: threading.Event = field(default_factory=threading.Event)
     wake: threading.Event = field(default_factory=threading.Event)
+    noticed: bool = False  # the wake-up came from the database, not from a room of this process
     redactor: Redactor = field(default_factory=Redactor)
 
     @property
@@ -82,4 +83,4 @@ class WorkerState:
 
     def trouble(self, trouble: Trouble) -> None:
         """Pass a room's connection trouble on."""
-        self.events.emit(DatabaseTrouble(trouble.room, trouble.cause, trouble.over))
+        self.events.emit(DatabaseTrouble(trouble.room, trouble.cause, trouble.over, trouble.sqlstate))

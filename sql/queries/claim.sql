@@ -45,10 +45,11 @@ WHERE j.id = ANY (ARRAY(SELECT p.id FROM picked p))
 RETURNING j.id, (%(pools)s::integer[])[array_position(%(queues)s::text[], j.queue)] AS pool, j.task, j.args::text, j.attempt, j.max_attempts, j.priority, j.ready_seq, j.queue,
   date_part('epoch', clock_timestamp() - j.run_at) AS wait_s,
   CASE WHEN j.expires_at < clock_timestamp() THEN true END AS expired,
-  CASE WHEN num_nonnulls(j.headers, j.tags, j.idempotency_key, j.concurrency_key, j.timeout_s, j.retry, j.parent_id, j.redrive_of) > 0
+  CASE WHEN num_nonnulls(j.headers, j.tags, j.idempotency_key, j.concurrency_key, j.timeout_s, j.retry, j.parent_id, j.redrive_of, j.errors) > 0
     THEN jsonb_build_object('headers', j.headers, 'tags', j.tags, 'idempotency_key', j.idempotency_key,
       'concurrency_key', j.concurrency_key, 'timeout_s', j.timeout_s, 'retry', j.retry, 'parent_id', j.parent_id,
-      'redrive_of', j.redrive_of)::text END AS extras,
+      'redrive_of', j.redrive_of, 'first_due_epoch', j.errors -> 0 -> 'due_epoch',
+      'claimed_epoch', date_part('epoch', clock_timestamp()))::text END AS extras,
   date_part('epoch', j.created_at) AS created_at
 
 -- name: claim_suspect
@@ -83,7 +84,8 @@ RETURNING j.id, 1 AS pool, j.task, j.args::text, j.attempt, j.max_attempts, j.pr
   CASE WHEN j.expires_at < clock_timestamp() THEN true END AS expired,
   jsonb_build_object('headers', j.headers, 'tags', j.tags, 'idempotency_key', j.idempotency_key,
     'concurrency_key', j.concurrency_key, 'timeout_s', j.timeout_s, 'retry', j.retry, 'parent_id', j.parent_id,
-    'redrive_of', j.redrive_of)::text AS extras,
+    'redrive_of', j.redrive_of, 'first_due_epoch', j.errors -> 0 -> 'due_epoch',
+    'claimed_epoch', date_part('epoch', clock_timestamp()))::text AS extras,
   date_part('epoch', j.created_at) AS created_at
 
 -- name: count_suspects

@@ -76,7 +76,8 @@ WITH claim AS MATERIALIZED (
     started_at = NULL, progress = NULL,
     errors = (CASE WHEN jsonb_array_length(coalesce(j.errors, '[]')) >= 25 THEN j.errors - 1 ELSE coalesce(j.errors, '[]') END)
       || jsonb_build_object('attempt', j.attempt, 'at', clock_timestamp(), 'type', 'WorkerCrash',
-        'message', 'the worker process ended before the job was settled', 'worker_id', old.worker_id)
+        'message', 'the worker process ended before the job was settled', 'worker_id', old.worker_id,
+        'due_epoch', date_part('epoch', j.run_at))
   FROM lost l, pgqueue.jobs old
   WHERE j.id = l.id AND NOT l.spent AND old.id = j.id
   RETURNING j.id, j.queue, j.task, j.attempt, old.claim_id, old.worker_id, 'held' AS to_state, 'rescued' AS reason

@@ -107,7 +107,7 @@ WITH asked AS MATERIALIZED (
     errors = CASE a.kind WHEN 'retry' THEN
       (CASE WHEN jsonb_array_length(coalesce(j.errors, '[]')) >= 25 THEN j.errors - 1 ELSE coalesce(j.errors, '[]') END)
       || jsonb_build_object('attempt', j.attempt, 'at', a.moment, 'type', a.error_type, 'message', left(a.error_message, 1000),
-        'fingerprint', a.error_fingerprint, 'worker_id', j.worker_id)
+        'fingerprint', a.error_fingerprint, 'worker_id', j.worker_id, 'due_epoch', date_part('epoch', j.run_at))
       ELSE j.errors END,
     claim_id = NULL, worker_id = NULL, started_at = NULL, progress = NULL
   FROM asked a, pgqueue.jobs old

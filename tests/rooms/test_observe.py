@@ -1,0 +1,441 @@
+"""A worker, a scheduler and an exporter as their observers see them: metrics at rest, probes, a lost database."""
+
+from __future__ import annotations
+
+import http.client
+import json
+import signal
+import sys
+import threading
+import time
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
+
+import psycopg
+import pytest
+from prometheus_client import CollectorRegistry, generate_latest
+from prometheus_client.parser import text_string_to_metric_families
+from rig.database import Database
+from rig.proc import Proc
+from rig.wait import wait_for
+
+from pgqueue import App, Reject, Retry, Worker
+from pgqueue.cli.main import main
+from pgqueue.core.events import AttemptEnded, AttemptsSucceeded
+from pgqueue.observe.database_metrics import DatabaseMetrics
+from pgqueue.observe.health import DatabaseProbe
+from pgqueue.observe.serve import Ports, serve_observability
+from pgqueue.observe.snapshot import COUNTED_MAX, Snapshots
+
+Values = dict[tuple[str, frozenset[tuple[str, str]]], float]
+
+
+def get(port: int, path: str) -> tuple[int, str]:
+    connection = http.client.HTTPConnection("127.0.0.1", port, timeout=10)
+    try:
+        connection.request("GET", path)
+        answer = connection.getresponse()
+        return answer.status, answer.read().decode()
+    finally:
+        connection.close()
+
+
+def parsed(text: str) -> Values:
+    return {
+        (sample.name, frozenset(sample.labels.items())): sample.value
+        for family in text_string_to_metric_families(text)
+        for sample in family.samples
+    }
+
+
+def at(values: Values, name: str, **labels: str) -> float | None:
+    return values.get((f"pgqueue_{name}", frozenset(labels.items())))
+
+
+def total(values: Values, name: str, **labels: str) -> float:
+    wanted = set(labels.items())
+    return sum(v for (n, pairs), v in values.items() if n == f"pgqueue_{name}" and wanted <= pairs)
+
+
+def failing(port: int, path: str) -> list[str]:
+    status, body = get(port, path)
+    names: list[str] = json.loads(body)["failing"]
+    assert (status == 200) == (not names)
+    return names
+
+
+@contextmanager
+def observed(site: Any, worker: Worker) -> Iterator[Ports]:
+    tasks = [(task.queue, task.name) for task in site.app.tasks.values()]
+    with serve_observability(
+        site.app.settings, site.app.events, worker.vitals, component="worker", tasks=tasks
+    ) as ports:
+        yield ports
+
+
+@pytest.mark.proves("P22")
+def test_at_rest_the_metrics_are_the_rows(make_site: Callable[..., Any]) -> None:
+    site = make_site(metrics_port=0, health_port=0, poll_max_s=0.25)
+
+    @site.app.task(name="fine")
+    def fine() -> None: ...
+
+    @site.app.task(name="effect", queue="money")
+    def effect(ctx: Any) -> None:
+        ctx.conn.execute("INSERT INTO effects VALUES (%s, 'x')", (ctx.job.id,))
+
+    @site.app.task(name="bad")
+    def bad() -> None:
+        raise Reject("no")
+
+    @site.app.task(name="slow")
+    async def slow() -> None: ...
+
+    worker = site.start()
+    with observed(site, worker) as ports:
+        for _ in range(20):
+            fine.enqueue(site.conn)
+            effect.enqueue(site.conn)
+            bad.enqueue(site.conn)
+            slow.enqueue(site.conn)
+        wait_for(lambda: site.one("SELECT count(*) FROM pgqueue.jobs") == 0, 30, "an empty queue")
+
+        def rest() -> Values | None:
+            values = parsed(get(ports.metrics, "/metrics")[1])
+            seen = (
+                total(values, "jobs_settled_total") >= 80
+                and total(values, "handler_transaction_seconds_count") >= 20
+                and total(values, "settle_jobs_sum") >= 60
+                and total(values, "event_loop_lag_seconds_count") >= 1
+            )
+            return values if seen else None
+
+        values = wait_for(rest, what="everything counted")
+    for queue, task, state, count in site.rows(
+        "SELECT queue, task, state, count(*) FROM pgqueue.job_history GROUP BY 1, 2, 3"
+        " UNION ALL SELECT queue, task, 'dead', count(*) FROM pgqueue.dead_letter_jobs GROUP BY 1, 2"
+    ):
+        assert at(values, "jobs_settled_total", queue=queue, task=task, outcome=state) == count
+        assert at(values, "job_run_seconds_count", queue=queue, task=task) == count
+        assert at(values, "job_wait_seconds_bucket", queue=queue, task=task, le="+Inf") == count
+    assert total(values, "settle_jobs_sum") == 60, "the rest was settled with its effect"
+    assert at(values, "handler_transaction_seconds_count", queue="money") == 20
+    assert total(values, "claim_jobs_sum") == 80
+    assert total(values, "wakeups_total") > 0
+    assert total(values, "worker_slots", state="idle") + total(values, "worker_slots", state="busy") == 4
+    assert total(values, "heartbeat_age_seconds") < 30
+    assert total(values, "listener_failures_total") == 0
+    assert next(key for key in values if key[0] == "pgqueue_build_info")[1] >= {("component", "worker")}
+
+
+def test_what_the_customer_felt_counts_from_the_first_due_moment(site: Any) -> None:
+    @site.app.task(name="flaky", retry=Retry(max_retries=3, initial_delay="1s", backoff_strategy="constant"))
+    def flaky(ctx: Any) -> None:
+        if ctx.job.attempt < 3:
+            raise RuntimeError("not yet")
+
+    flaky.using(delay="1s").enqueue(site.conn)
+    site.drain()
+    while site.one("SELECT count(*) FROM pgqueue.jobs"):
+        site.drain()
+    ended = [event for event in site.events if isinstance(event, AttemptEnded)]
+    assert [(event.outcome, event.total_s) for event in ended] == [("retry", None), ("retry", None)]
+    (done,) = [event.line(0) for event in site.events if isinstance(event, AttemptsSucceeded)]
+    felt = site.one(
+        "SELECT extract(epoch FROM finished_at - enqueued_at)::float - 1 FROM pgqueue.job_history"
+    )
+    assert done.total_s == pytest.approx(felt, abs=0.5)
+    assert done.total_s > 2 > done.wait_s + done.run_s
+    assert done.settle_s > 0
+
+
+def test_the_probes_follow_a_worker_through_its_life(make_site: Callable[..., Any]) -> None:
+    site = make_site(health_port=0, grace_s=30)
+    go = threading.Event()
+
+    @site.app.task(name="waits")
+    def waits() -> None:
+        assert go.wait(30)
+
+    worker = site.app.worker(None, concurrency=2)
+    with observed(site, worker) as ports:
+        assert failing(ports.health, "/startupz") == ["started"]
+        assert failing(ports.health, "/healthz") == []
+        assert "started" in failing(ports.health, "/readyz")
+        thread = threading.Thread(target=worker.run)
+        thread.start()
+        try:
+            wait_for(lambda: failing(ports.health, "/readyz") == [], what="ready")
+            assert failing(ports.health, "/startupz") == []
+            assert main(["health", "--port", str(ports.health)]) == 0
+            waits.enqueue(site.conn)
+            wait_for(lambda: worker.state.running, what="a running handler")
+            worker.stop()
+            assert failing(ports.health, "/readyz") == ["not_draining"]
+            assert failing(ports.health, "/healthz") == [], "a process that drains must not be killed for it"
+            assert main(["health", "--port", str(ports.health)]) == 1
+        finally:
+            go.set()
+            thread.join(30)
+        assert not thread.is_alive()
+
+
+def test_a_thread_that_stands_still_is_not_live(make_site: Callable[..., Any], monkeypatch: Any) -> None:
+    site = make_site(health_port=0)
+    blocked, go = threading.Event(), threading.Event()
+
+    @site.app.task(name="blocks")
+    async def blocks() -> None:
+        blocked.set()
+        assert go.wait(30)  # the mistake: it blocks the loop
+
+    worker = site.start()
+    with observed(site, worker) as ports:
+        blocks.enqueue(site.conn)
+        assert blocked.wait(30)
+        assert failing(ports.health, "/healthz") == []
+        monkeypatch.setattr("pgqueue.worker.vitals.STILL_S", 0.7)
+        try:
+            wait_for(lambda: failing(ports.health, "/healthz") == ["event_loop"], what="the loop found out")
+        finally:
+            go.set()
+        wait_for(lambda: failing(ports.health, "/healthz") == [], what="the loop turning again")
+
+
+def test_a_lost_database_is_no_reason_to_restart(
+    make_site: Callable[..., Any], database: Database, monkeypatch: pytest.MonkeyPatch, capsys: Any
+) -> None:
+    monkeypatch.setattr("pgqueue.observe.health.FRESH_S", 0.0)
+    site = make_site(health_port=0, heartbeat_s=0.2, lease_s=1.0, tcp_user_timeout_s=0.6, poll_max_s=0.5)
+
+    @site.app.task(name="t")
+    def t() -> None: ...
+
+    worker = site.start()
+    with observed(site, worker) as ports:
+        wait_for(lambda: failing(ports.health, "/readyz") == [], what="ready")
+        with psycopg.connect(database.server.dsn(), autocommit=True) as admin:
+            admin.execute(f"ALTER DATABASE {database.name} ALLOW_CONNECTIONS false")
+            admin.execute(
+                "SELECT pg_terminate_backend(pid) FROM pg_stat_activity WHERE datname = %s", (database.name,)
+            )
+            try:
+                wait_for(
+                    lambda: {"database", "heartbeat"} <= set(failing(ports.health, "/readyz")),
+                    what="not ready",
+                )
+                assert failing(ports.health, "/healthz") == []
+                assert main(["health", "--port", str(ports.health)]) == 5
+                assert "database" in capsys.readouterr().out
+            finally:
+                admin.execute(f"ALTER DATABASE {database.name} ALLOW_CONNECTIONS true")
+        wait_for(lambda: failing(ports.health, "/readyz") == [], 30, "ready again")
+
+
+def test_a_wrong_schema_is_not_ready(empty_database: Database) -> None:
+    probe = DatabaseProbe(empty_database.dsn)
+    assert {check.name: check.ok for check in probe.checks()} == {"database": True, "schema": False}
+    probe.close()
+
+
+def test_health_of_a_port_where_nobody_listens(capsys: pytest.CaptureFixture[str]) -> None:
+    assert main(["health", "--port", "1"]) == 1
+    assert "no answer" in capsys.readouterr().out
+
+
+APP = """
+from pgqueue import App
+
+app = App()
+
+
+@app.schedule(every="1s", name="tick")
+@app.task(name="t", queue="ticks")
+def t():
+    pass
+"""
+
+
+def opened(process: Proc, name: str) -> int:
+    """The port a process says it serves `name` on."""
+
+    def found() -> int:
+        assert process.running, process.tail()
+        lines = [json.loads(line) for line in process.stderr.splitlines() if line.startswith("{")]
+        return next(
+            (
+                line["port"]
+                for line in lines
+                if line["event"] == "endpoint.opened" and line["endpoint"] == name
+            ),
+            0,
+        )
+
+    return wait_for(found, 30, f"{name} served")
+
+
+@pytest.mark.proves("F39")
+def test_processes_of_all_kinds_serve_their_ports(database: Database, tmp_path: Path) -> None:
+    (tmp_path / "ticksapp.py").write_text(APP)
+    env = {
+        "PGQUEUE_DATABASE_URL": database.dsn,
+        "PYTHONPATH": str(tmp_path),
+        "PGQUEUE_LOG_FORMAT": "json",
+        "PGQUEUE_METRICS_PORT": "0",
+    }
+
+    def start(*arguments: str, **more: str) -> Proc:
+        return Proc([sys.executable, "-m", "pgqueue", *arguments], env={**env, **more})
+
+    with start("scheduler", "-A", "ticksapp:app") as scheduler:
+        ticks = opened(scheduler, "metrics")
+        wait_for(
+            lambda: total(parsed(get(ticks, "/metrics")[1]), "schedule_fires_total", result="enqueued") >= 1,
+            30,
+        )
+        assert failing(ticks, "/readyz") == []
+        assert total(parsed(get(ticks, "/metrics")[1]), "scheduler_is_leader") == 1
+        # A port that is taken: the worker works all the same.
+        with start(
+            "worker", "-A", "ticksapp:app", "--metrics-port", str(ticks), "--health-port", "0"
+        ) as worker:
+            health = opened(worker, "health")
+            wait_for(lambda: failing(health, "/readyz") == [], 30, "ready")
+            wait_for(lambda: database.one("SELECT count(*) FROM pgqueue.job_history") >= 1, 30)
+            assert worker.stderr.count("cannot listen on") == 1
+            with start("exporter", "--port", "0") as exporter:
+                port = opened(exporter, "metrics")
+                assert failing(port, "/readyz") == []
+                values = parsed(get(port, "/metrics")[1])
+                assert at(values, "database_up") == 1
+                assert at(values, "workers", queue="ticks", status="live") == 1
+                assert at(values, "scheduler_leaders") == 1
+                assert at(values, "schedules", state="enabled") == 1
+                exporter.signal(signal.SIGTERM)
+                assert exporter.wait() == 0
+            worker.signal(signal.SIGTERM)
+            assert worker.wait() == 0
+        scheduler.signal(signal.SIGTERM)
+        assert scheduler.wait() == 0
+
+
+def scrape(snapshots: Snapshots) -> Values:
+    registry = CollectorRegistry()
+    registry.register(DatabaseMetrics(snapshots))
+    return parsed(generate_latest(registry).decode())
+
+
+@pytest.fixture
+def snapshots(database: Database) -> Iterator[Snapshots]:
+    made = Snapshots(database.dsn)
+    yield made
+    made.close()
+
+
+def test_the_state_of_the_database_is_told(site: Any, snapshots: Snapshots) -> None:
+    @site.app.task(name="pay", queue="critical")
+    def pay() -> None: ...
+
+    @site.app.task(name="bad", queue="critical")
+    def bad() -> None:
+        raise Reject("no")
+
+    bad.enqueue(site.conn)
+    site.drain()
+    for _ in range(3):
+        pay.enqueue(site.conn)
+    pay.using(delay="1h").enqueue(site.conn)
+    site.app.queues.pause("default", wait_s=0)
+    held = pay.enqueue(site.conn).id
+    site.conn.execute(
+        "UPDATE pgqueue.jobs SET state = 'held', hold_reason = 'unknown_task', ready_seq = NULL WHERE id = %s",
+        (held,),
+    )
+    site.conn.execute("UPDATE pgqueue.jobs SET run_at = run_at - interval '90 s' WHERE state = 'ready'")
+    site.app.schedules.upsert("nightly", task="pay", every="1h")
+    values = scrape(snapshots)
+    assert [key for key in values if key[0] == "pgqueue_snapshot_failed"] == []
+    for state, count in {"ready": 3, "scheduled": 1, "held": 1, "running": 0}.items():
+        assert at(values, "jobs", queue="critical", state=state) == count
+        assert at(values, "jobs_estimated", queue="critical", state=state) == 0
+    assert at(values, "jobs_held", queue="critical", reason="unknown_task") == 1
+    assert 90 <= (at(values, "queue_lag_seconds", queue="critical") or 0) < 200
+    assert at(values, "queue_paused", queue="default") == 1
+    assert at(values, "queue_paused", queue="critical") == 0
+    assert at(values, "dead_letters", queue="critical", task="bad") == 1
+    assert at(values, "dead_letters_recent", queue="critical") == 1
+    assert (at(values, "dead_letters_oldest_age_seconds", queue="critical") or -1) >= 0
+    assert at(values, "workers", queue="critical", status="live") == 0
+    assert at(values, "scheduler_leaders") == 0
+    assert at(values, "schedules", state="enabled") == 1
+    assert at(values, "schema_at_head") == 1
+    assert at(values, "database_connections_max") == 200
+    assert (at(values, "database_connections") or 0) >= 2
+    assert (at(values, "table_bytes", table="jobs") or 0) > 0
+    assert at(values, "partitions_ahead", table="job_history") == 0 or at(
+        values, "partitions_ahead", table="job_history"
+    )
+    assert (at(values, "snapshot_seconds") or 9) < 9
+
+
+def test_one_snapshot_serves_every_scrape(database: Database) -> None:
+    snapshots = Snapshots(database.dsn, fresh_s=3600)
+    threads = [threading.Thread(target=scrape, args=(snapshots,)) for _ in range(8)]
+    for thread in threads:
+        thread.start()
+    for thread in threads:
+        thread.join()
+    scrape(snapshots)
+    assert snapshots.taken == 1
+    snapshots.close()
+
+
+def test_counts_end_where_counting_would_hurt(site: Any, snapshots: Snapshots) -> None:
+    @site.app.task(name="pay", queue="critical")
+    def pay() -> None: ...
+
+    site.conn.execute("INSERT INTO pgqueue.queues (name) VALUES ('critical')")
+    pay.enqueue_many(site.conn, [{} for _ in range(COUNTED_MAX + 500)])
+    values = scrape(snapshots)
+    assert at(values, "jobs", queue="critical", state="ready") == COUNTED_MAX
+    assert at(values, "jobs_estimated", queue="critical", state="ready") == 1
+
+
+def test_an_open_transaction_and_its_age_are_seen(database: Database, snapshots: Snapshots) -> None:
+    conn = database.connect()
+    conn.execute("BEGIN")
+    conn.execute("SELECT pg_current_xact_id()")
+    wait_for(
+        lambda: database.one(
+            "SELECT max(clock_timestamp() - xact_start) > interval '50 ms' FROM pg_stat_activity"
+        )
+    )
+    assert (at(scrape(snapshots), "oldest_transaction_age_seconds") or 0) >= 0.05
+
+
+def test_a_part_that_fails_is_named_and_the_rest_stands(database: Database, snapshots: Snapshots) -> None:
+    database.connect().execute("DROP VIEW pgqueue.held_summary")
+    values = scrape(snapshots)
+    assert at(values, "snapshot_failed", part="held") == 1
+    assert at(values, "database_up") == 1
+    assert at(values, "database_connections_max") == 200
+
+
+def test_without_a_database_the_exporter_says_that_it_is_down() -> None:
+    began = time.monotonic()
+    values = scrape(Snapshots("host=/nowhere port=1"))
+    assert at(values, "database_up") == 0
+    assert at(values, "database_connections_max") is None
+    assert time.monotonic() - began < 30
+
+
+def test_the_exporter_needs_a_free_port(
+    database: Database, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.setenv("PGQUEUE_DATABASE_URL", database.dsn)
+    app = App(database.dsn, metrics_port=0)
+    with serve_observability(app.settings, app.events, app.worker().vitals, component="worker") as ports:
+        assert main(["exporter", "--port", str(ports.metrics)]) == 78
+    assert "choose another" in capsys.readouterr().err
