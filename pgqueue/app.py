@@ -29,7 +29,8 @@ from pgqueue.scheduler.runtime import Scheduler
 from pgqueue.settings import Settings, load_settings
 from pgqueue.storage.binding import Where
 from pgqueue.storage.own_pool import OwnConnections
-from pgqueue.task import Task
+from pgqueue.task import Task, told_one
+from pgqueue.tracing import producing
 from pgqueue.version import VERSION
 from pgqueue.worker.context import AsyncJobContext, JobContext
 from pgqueue.worker.runtime import PoolPlan, Worker
@@ -106,13 +107,18 @@ class App:
         self, task: str, args: Mapping[str, Any] | None = None, *, where: Where = None, **options: Any
     ) -> Enqueued:
         """Enqueue by name, for a task registered elsewhere: the database knows its queue once a worker started with it."""
-        return enqueue(where, self._plan_by_name(task, args, options), own=self.own)
+        with producing(options.get("queue"), task) as span:
+            return told_one(
+                self.events, span, enqueue(where, self._plan_by_name(task, args, options), own=self.own)
+            )
 
     async def enqueue_async(
         self, task: str, args: Mapping[str, Any] | None = None, *, where: Where = None, **options: Any
     ) -> Enqueued:
         """As `enqueue`, on an async connection or session."""
-        return await enqueue_async(where, self._plan_by_name(task, args, options), own=self.own)
+        with producing(options.get("queue"), task) as span:
+            made = await enqueue_async(where, self._plan_by_name(task, args, options), own=self.own)
+            return told_one(self.events, span, made)
 
     def policy(self, task: str, queue: str) -> Retry:
         """The retry policy of a task's jobs in a queue.

@@ -165,6 +165,11 @@ class Settings(BaseSettings):
     log_success_rate: int = Field(
         100, ge=0, le=1_000_000, description="Success lines per second and process before they are sampled."
     )
+    trace_mode: Literal["link", "parent", "auto"] = Field(
+        "link",
+        description="How an attempt's trace relates to its enqueue's: `link` to it, be part of it (`parent`), or `auto`: part of it if it starts within a minute.",
+    )
+    trace_statements: bool = Field(False, description="Spans for claims and settlements too.")
     redact: Words = Field(
         (), description="More names whose values are masked in logs, errors, CLI and dashboard."
     )
@@ -210,7 +215,7 @@ class Settings(BaseSettings):
         """What is configured of each queue, by the names of the columns of `pgqueue.queues`."""
         return columns_of(self.queues)
 
-    @field_validator("log_level", "log_format", mode="before")
+    @field_validator("log_level", "log_format", "trace_mode", mode="before")
     @classmethod
     def _lower(cls, value: Any) -> Any:
         return value.lower() if isinstance(value, str) else value

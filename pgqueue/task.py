@@ -3,10 +3,11 @@
 from __future__ import annotations
 
 import inspect
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Callable, Iterable, Mapping, Sized
 from typing import TYPE_CHECKING, Any, Final, Generic, ParamSpec, TypeVar
 
 from pgqueue.core.durations import parse_duration
+from pgqueue.core.events import Events, JobsEnqueued
 from pgqueue.core.names import check_priority, check_queue, check_task
 from pgqueue.core.registry import RegisteredTask
 from pgqueue.core.retry import Retry
@@ -22,6 +23,7 @@ from pgqueue.producer.enqueue import (
 )
 from pgqueue.producer.plan import EnqueuePlan, JobOptions, TaskDefaults, plan_many, plan_one
 from pgqueue.storage.binding import Where
+from pgqueue.tracing import Producing, current_trace_id, producing
 
 if TYPE_CHECKING:
     from pgqueue.app import App
@@ -173,27 +175,47 @@ class BoundTask(Generic[P, R]):
 
     def enqueue(self, where: Where, /, *args: P.args, **kwargs: P.kwargs) -> Enqueued:
         """As Task.enqueue."""
-        return enqueue(where, self.plan(args, kwargs), own=self.task.app.own)
+        app = self.task.app
+        with producing(self._queue, self.task.name) as span:
+            return told_one(app.events, span, enqueue(where, self.plan(args, kwargs), own=app.own))
 
     async def enqueue_async(self, where: Where, /, *args: P.args, **kwargs: P.kwargs) -> Enqueued:
         """As Task.enqueue_async."""
-        return await enqueue_async(where, self.plan(args, kwargs), own=self.task.app.own)
+        app = self.task.app
+        with producing(self._queue, self.task.name) as span:
+            made = await enqueue_async(where, self.plan(args, kwargs), own=app.own)
+            return told_one(app.events, span, made)
 
     def enqueue_many(self, where: Where, jobs: Iterable[Mapping[str, Any]], /) -> EnqueuedMany:
         """As Task.enqueue_many."""
-        return enqueue_many(where, self._plans(jobs), own=self.task.app.own)
+        app = self.task.app
+        with producing(self._queue, self.task.name, count=_count_of(jobs)):
+            return _told_many(app.events, enqueue_many(where, self._plans(jobs), own=app.own))
 
     async def enqueue_many_async(self, where: Where, jobs: Iterable[Mapping[str, Any]], /) -> EnqueuedMany:
         """As Task.enqueue_many_async."""
-        return await enqueue_many_async(where, self._plans(jobs), own=self.task.app.own)
+        app = self.task.app
+        with producing(self._queue, self.task.name, count=_count_of(jobs)):
+            return _told_many(app.events, await enqueue_many_async(where, self._plans(jobs), own=app.own))
 
     def enqueue_in(self, where: Any, parent_id: int, args: dict[str, Any]) -> Enqueued:
         """Enqueue as a child of a running job; handlers call `ctx.enqueue`."""
-        return enqueue(where, self._child(parent_id).plan((), args), own=self.task.app.own)
+        app = self.task.app
+        with producing(self._queue, self.task.name) as span:
+            return told_one(
+                app.events, span, enqueue(where, self._child(parent_id).plan((), args), own=app.own)
+            )
 
     async def enqueue_in_async(self, where: Any, parent_id: int, args: dict[str, Any]) -> Enqueued:
         """The same on an async connection."""
-        return await enqueue_async(where, self._child(parent_id).plan((), args), own=self.task.app.own)
+        app = self.task.app
+        with producing(self._queue, self.task.name) as span:
+            made = await enqueue_async(where, self._child(parent_id).plan((), args), own=app.own)
+            return told_one(app.events, span, made)
+
+    @property
+    def _queue(self) -> str:
+        return self.options.queue or self.task.queue
 
     def enqueue_many_in(self, where: Any, parent_id: int, jobs: Iterable[Mapping[str, Any]]) -> EnqueuedMany:
         """Enqueue many as children of a running job; handlers call `ctx.enqueue_many`."""
@@ -232,6 +254,25 @@ class BoundTask(Generic[P, R]):
             signature=self.task.checks_arguments,
             bytes_max=self.task.app.settings.payload_bytes_max,
         )
+
+
+def told_one(events: Events, span: Producing, made: Enqueued) -> Enqueued:
+    """Tell the span and the listeners of a job that was enqueued, and pass it on."""
+    span.made(made.id, queue=made.queue)
+    if events.heard:
+        events.emit(JobsEnqueued(made.task, made.queue, made.id, 1, int(made.created), current_trace_id()))
+    return made
+
+
+def _told_many(events: Events, made: EnqueuedMany) -> EnqueuedMany:
+    if made and events.heard:
+        count, created = len(made), made.created_count
+        events.emit(JobsEnqueued(made.task, made.queue, None, count, created, current_trace_id()))
+    return made
+
+
+def _count_of(jobs: Iterable[Mapping[str, Any]]) -> int:
+    return len(jobs) if isinstance(jobs, Sized) else 0
 
 
 def _checked_together(

@@ -57,6 +57,7 @@ def worker(
     from pgqueue.app import load_app
     from pgqueue.observe.logs import LogListener, configure_logging
     from pgqueue.observe.serve import serve_observability
+    from pgqueue.observe.statement_spans import StatementSpans
     from pgqueue.worker.processes import watch_parent
 
     if processes > 1:
@@ -80,6 +81,8 @@ def worker(
     settings = application.settings
     configure_logging(settings)
     application.events.listen(LogListener(settings))
+    if settings.trace_statements:
+        application.events.listen(StatementSpans())
     worker = application.worker(
         queues, concurrency=concurrency, drain=drain, app_reference=app, suspects_only=suspects_only
     )

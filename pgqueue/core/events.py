@@ -36,6 +36,7 @@ class AttemptEnded:
     idempotency_key: str | None = None
     total_s: float | None = None
     settle_s: float | None = None
+    span_ids: tuple[str, str] | None = None
 
 
 @dataclass(frozen=True, slots=True)
@@ -74,6 +75,28 @@ class LoopLagged:
     """How late the event loop of async handlers came to a moment it had set itself; told twice a second."""
 
     seconds: float
+
+
+@dataclass(frozen=True, slots=True)
+class JobsEnqueued:
+    """This process enqueued jobs of a task, in a transaction that may yet be rolled back.
+
+    `job_id`: of a single one; `created`: how many of `count` are new; `trace_id`: of the span it was done in, if any.
+    """
+
+    task: str
+    queue: str | None
+    job_id: int | None
+    count: int
+    created: int
+    trace_id: str | None = None
+
+
+@dataclass(frozen=True, slots=True)
+class TraceIgnored:
+    """A job's trace context could not be read; it runs without."""
+
+    job_id: int
 
 
 @dataclass(frozen=True, slots=True)
@@ -231,6 +254,8 @@ Event = (
     | SettlementWritten
     | TransactionEnded
     | LoopLagged
+    | JobsEnqueued
+    | TraceIgnored
     | ClaimTaken
     | ClaimLostSeen
     | JobHeld
@@ -255,6 +280,11 @@ class Events:
     def __init__(self) -> None:
         self._listeners: tuple[Listener, ...] = ()
         self.failures = 0
+
+    @property
+    def heard(self) -> bool:
+        """Whether anybody listens: what is costly to tell need not be made otherwise."""
+        return bool(self._listeners)
 
     def listen(self, listener: Listener) -> None:
         """Call `listener` with every event from now on, in the thread that emits it."""

@@ -26,6 +26,7 @@ from pgqueue.core.events import (
     DutyDone,
     EndpointOpened,
     JobHeld,
+    JobsEnqueued,
     JobsRescued,
     LeaderChanged,
     ProcessChanged,
@@ -67,6 +68,7 @@ class LogListener:
             AttemptsSucceeded: self._succeeded,
             ClaimTaken: self._claim,
             ClaimLostSeen: self._claim_lost,
+            JobsEnqueued: self._enqueued,
             JobHeld: self._held,
             JobsRescued: self._rescued,
             WorkerChanged: self._worker,
@@ -103,6 +105,13 @@ class LogListener:
                 **_facts(event.line(index)),
                 **sampled,
             )
+
+    def _enqueued(self, event: JobsEnqueued) -> None:
+        facts: dict[str, Any] = {"job_id": event.job_id} if event.job_id else {"jobs_count": event.count}
+        facts |= {"task": event.task, "queue": event.queue, "created_count": event.created}
+        if event.trace_id is not None:
+            facts["trace_id"] = event.trace_id
+        self._line("debug", "job.enqueued", **facts)
 
     def _claim(self, event: ClaimTaken) -> None:
         self._line(
@@ -271,6 +280,7 @@ def _facts(event: AttemptEnded) -> dict[str, Any]:
         "schedule": headers.get("pgqueue.schedule"),
         "correlation_id": headers.get("correlation_id"),
         **_trace(headers.get("traceparent")),
+        **_attempt_span(event.span_ids),
         "error_type": event.error_type,
         "error_message": event.error_message,
         "error_fingerprint": event.error_fingerprint,
@@ -287,6 +297,10 @@ def _rounded(seconds: float | None) -> float | None:
 
 def _hashed(key: str | None) -> str | None:
     return None if key is None else hashlib.sha256(key.encode("utf-8", "surrogatepass")).hexdigest()[:16]
+
+
+def _attempt_span(ids: tuple[str, str] | None) -> dict[str, str]:
+    return {} if ids is None else {"attempt_trace_id": ids[0], "attempt_span_id": ids[1]}
 
 
 def _trace(traceparent: str | None) -> dict[str, str]:

@@ -22,12 +22,14 @@ from pgqueue.core.events import (
     DatabaseTrouble,
     DutyDone,
     Events,
+    JobsEnqueued,
     JobsRescued,
     LoopLagged,
     ScheduleFailed,
     ScheduleFired,
     ScheduleMissed,
     SettlementWritten,
+    TraceIgnored,
     TransactionEnded,
     Warned,
 )
@@ -77,6 +79,8 @@ class ProcessMetrics:
             JobsRescued: self._rescued,
             DatabaseTrouble: self._trouble,
             DutyDone: self._duty,
+            JobsEnqueued: self._enqueued,
+            TraceIgnored: lambda _: self._count("traces_ignored_total"),
             Warned: self._warned,
             LoopLagged: lambda event: self._observe("event_loop_lag_seconds", event.seconds),
             ScheduleFired: self._fired,
@@ -204,6 +208,10 @@ class ProcessMetrics:
             self._count("db_reconnects_total", (event.room,))
         else:
             self._count("db_errors_total", (event.sqlstate[:2] if event.sqlstate else "none",))
+
+    def _enqueued(self, event: JobsEnqueued) -> None:
+        labels = self._budget.fit_pair(event.queue or "", event.task)
+        self._count("jobs_enqueued_total", labels, event.created)
 
     def _duty(self, event: DutyDone) -> None:
         self._observe("upkeep_seconds", event.seconds, (event.duty,))

@@ -119,13 +119,20 @@ class Part:
 
 
 def _queues(rows: Rows) -> Iterator[Value]:
-    for queue, paused, due, scheduled, held, running, lag_s, slots, dead_recent in rows:
+    for queue, paused, due, scheduled, held, running, *more in rows:
         key = (queue,)
+        lag_s, limited_lag_s, slots, dead_recent, sla_s, sla_target, limit, tier, owner = more
         for state, count in zip(STATES, (scheduled, held, due, running), strict=True):
             yield "jobs", (queue, state), min(count, COUNTED_MAX)
             yield "jobs_estimated", (queue, state), float(count > COUNTED_MAX and state != "running")
         yield "queue_lag_seconds", key, lag_s
+        yield "queue_limited_lag_seconds", key, limited_lag_s
         yield "queue_paused", key, float(paused)
+        if sla_s is not None:
+            yield "queue_sla_seconds", key, sla_s
+            yield "queue_sla_target_ratio", key, sla_target
+        yield "queue_dead_letter_limit", key, limit
+        yield "queue_info", (queue, tier, owner), 1
         yield "worker_slots_total", key, slots
         yield "dead_letters_recent", key, min(dead_recent, COUNTED_MAX)
 

@@ -11,7 +11,15 @@ from collections.abc import Iterable
 from typing import Final
 
 OTHER: Final = "other"
-LABELS_MAX: Final = {"queue": 50, "task": 200, "schedule": 500, "topic": 100, "duty": 30, "key": 50}
+LABELS_MAX: Final = {
+    "queue": 50,
+    "task": 200,
+    "schedule": 500,
+    "topic": 100,
+    "duty": 30,
+    "key": 50,
+    "owner": 50,
+}
 PAIRS_MAX: Final = 180
 """Tasks with histograms of their own; with them a process tells at most 12,000 series."""
 

@@ -39,6 +39,11 @@ class EnqueuedMany(Sequence[Enqueued]):
         self.queue = queue
         self._numbers = numbers
 
+    @property
+    def created_count(self) -> int:
+        """How many of them are new."""
+        return sum(number > 0 for number in self._numbers)
+
     def __len__(self) -> int:
         return len(self._numbers)
 

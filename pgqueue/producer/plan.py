@@ -17,7 +17,7 @@ from pgqueue.core.payload import PAYLOAD_BYTES_MAX, encode_args
 from pgqueue.core.signature import HandlerSignature, check_call
 from pgqueue.errors import InvalidArguments, InvalidOption, InvalidTime
 from pgqueue.producer.options import JobOptions, KeyBuilder
-from pgqueue.producer.trace import with_trace
+from pgqueue.tracing import with_trace
 
 __all__ = [
     "EnqueuePlan",

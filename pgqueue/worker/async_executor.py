@@ -10,19 +10,22 @@ from typing import Any, Final
 
 from psycopg_pool import AsyncConnectionPool
 
+from pgqueue.core.decide import Kind
 from pgqueue.core.events import LoopLagged, TransactionEnded
 from pgqueue.core.payload import encode_result
 from pgqueue.errors import TransactionMisuse
 from pgqueue.storage.handlers import AsyncJobConnection
 from pgqueue.storage.job_transaction import AsyncJobTransaction
+from pgqueue.tracing import Processing
 from pgqueue.worker.claimed import ClaimedJob
 from pgqueue.worker.context import AsyncJobContext
 from pgqueue.worker.executor_errors import handler_fault, leave_if_forked
 from pgqueue.worker.grouped import LINGER_S
 from pgqueue.worker.grouped_async import AsyncGroupRunner
-from pgqueue.worker.outcome import Prepared, ended_badly, not_to_start, prepare
+from pgqueue.worker.outcome import Ended, Prepared, ended_badly, not_to_start, prepare
 from pgqueue.worker.settler import Settler
 from pgqueue.worker.slots import Pool
+from pgqueue.worker.spans import begin_span, end_span
 from pgqueue.worker.state import NEVER, Running, WorkerState
 
 TICK_S: Final = 0.5
@@ -135,8 +138,10 @@ class AsyncExecutor:
         prepared: Prepared | None = None
         context: AsyncJobContext | None = None
         running: Running | None = None
+        span: Processing | None = None
         try:
             prepared = prepare(state, job)
+            span = begin_span(state, [(job, prepared)])
             limit_s = prepared.timeout_s
             deadline = started + limit_s if limit_s else NEVER
             context = AsyncJobContext(
@@ -159,10 +164,14 @@ class AsyncExecutor:
             )
             leave_if_forked(self._pid)
             await self._succeed(job, prepared, context, result, started)
+            if span is not None:
+                span.outcome(Kind.SUCCEEDED.value)
         except BaseException as error:  # noqa: BLE001 - whatever a handler raises is its job's affair, and only its
             leave_if_forked(self._pid)
-            await self._fail(job, prepared, context, running, error, started)
+            end_span(span, await self._fail(job, prepared, context, running, error, started))
         finally:
+            if span is not None:
+                span.close()
             if running is not None:
                 state.forget(running)
 
@@ -206,7 +215,7 @@ class AsyncExecutor:
         running: Running | None,
         error: BaseException,
         started: float,
-    ) -> None:
+    ) -> Ended | None:
         transaction = context.opened() if context is not None else None
         lost = False
         if transaction is not None:
@@ -216,15 +225,18 @@ class AsyncExecutor:
                 TransactionEnded(job.queue, time.monotonic() - transaction.began, committed=False)
             )
         if job.done:
-            return
+            return None
         verdict = handler_fault(error, lost=lost)
         if verdict == "claim_lost":
             self._settler.note_lost(job)
-            return
+            return None
         if verdict == "unknown":
-            self._settler.put_unknown(ended_badly(self._state, job, error, prepared, started))
-            return
+            ended = ended_badly(self._state, job, error, prepared, started)
+            self._settler.put_unknown(ended)
+            return ended
         if isinstance(verdict, TransactionMisuse):
             error = verdict
         reason = running.cancel_reason if running is not None else None
-        self._settler.put_other(ended_badly(self._state, job, error, prepared, started, cancel_reason=reason))
+        ended = ended_badly(self._state, job, error, prepared, started, cancel_reason=reason)
+        self._settler.put_other(ended)
+        return ended

@@ -18,6 +18,7 @@ from pgqueue.core.payload import encode_result
 from pgqueue.errors import TransactionMisuse
 from pgqueue.storage.handlers import JobConnection
 from pgqueue.storage.job_transaction import JobTransaction
+from pgqueue.tracing import Processing
 from pgqueue.worker.claimed import ClaimedJob
 from pgqueue.worker.context import JobContext
 from pgqueue.worker.executor_errors import handler_fault, leave_if_forked
@@ -25,6 +26,7 @@ from pgqueue.worker.grouped import LINGER_S, GroupRunner
 from pgqueue.worker.outcome import Ended, Prepared, ended_badly, not_to_start, prepare
 from pgqueue.worker.settler import Settler
 from pgqueue.worker.slots import Pool
+from pgqueue.worker.spans import begin_span, end_span
 from pgqueue.worker.state import NEVER, Running, WorkerState
 
 HIDDEN_ERROR: Final = "the handler swallowed a database error; nothing it wrote could be committed. Let it raise, or put the risky part into `with ctx.transaction()`"
@@ -99,8 +101,10 @@ class SyncExecutor:
         prepared: Prepared | None = None
         context: JobContext | None = None
         running: Running | None = None
+        span: Processing | None = None
         try:
             prepared = prepare(state, job)
+            span = begin_span(state, [(job, prepared)])
             limit_s = prepared.timeout_s
             deadline = started + limit_s if limit_s else NEVER
             context = JobContext(
@@ -121,10 +125,14 @@ class SyncExecutor:
             )
             leave_if_forked(self._pid)
             self._succeed(job, prepared, context, result, started)
+            if span is not None:
+                span.outcome(Kind.SUCCEEDED.value)
         except BaseException as error:  # noqa: BLE001 - whatever a handler raises is its job's affair, and only its
             leave_if_forked(self._pid)
-            self._fail(job, prepared, context, running, error, started)
+            end_span(span, self._fail(job, prepared, context, running, error, started))
         finally:
+            if span is not None:
+                span.close()
             kept = running is None or state.forget(running)
         return kept
 
@@ -168,7 +176,7 @@ class SyncExecutor:
         running: Running | None,
         error: BaseException,
         started: float,
-    ) -> None:
+    ) -> Ended | None:
         transaction = context.opened() if context is not None else None
         lost = False
         if transaction is not None:
@@ -178,18 +186,21 @@ class SyncExecutor:
                 TransactionEnded(job.queue, time.monotonic() - transaction.began, committed=False)
             )
         if job.done:
-            return  # its claim was ended when its time ran out
+            return None  # its claim was ended when its time ran out
         verdict = handler_fault(error, lost=lost)
         if verdict == "claim_lost":
             self._settler.note_lost(job)
-            return
+            return None
         if verdict == "unknown":
-            self._settler.put_unknown(ended_badly(self._state, job, error, prepared, started))
-            return
+            ended = ended_badly(self._state, job, error, prepared, started)
+            self._settler.put_unknown(ended)
+            return ended
         if isinstance(verdict, TransactionMisuse):
             error = verdict
         reason = running.cancel_reason if running is not None else None
-        self._settler.put_other(ended_badly(self._state, job, error, prepared, started, cancel_reason=reason))
+        ended = ended_badly(self._state, job, error, prepared, started, cancel_reason=reason)
+        self._settler.put_other(ended)
+        return ended
 
 
 def timed_out(state: WorkerState, running: Running, job: ClaimedJob) -> Ended:

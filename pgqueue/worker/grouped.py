@@ -24,6 +24,7 @@ from pgqueue.worker.context import BatchContext, JobContext
 from pgqueue.worker.executor_errors import handler_fault, leave_if_forked
 from pgqueue.worker.outcome import Prepared, ended_badly, not_to_start, prepare
 from pgqueue.worker.settler import Settler, array_parameters
+from pgqueue.worker.spans import spanning
 from pgqueue.worker.state import NEVER, Running, WorkerState
 
 LINGER_S: Final = 0.02  # the rest of a batch is usually one claim away
@@ -146,10 +147,11 @@ class GroupRunner(Together):
             task = members[0].job.task
             assert task is not None  # noqa: S101
             jobs = context.jobs
-            if task.signature.takes_context:
-                task.function(context, jobs)
-            else:
-                task.function(jobs)
+            with spanning(self._state, [(m.job, m.prepared) for m in members], many=True):
+                if task.signature.takes_context:
+                    task.function(context, jobs)
+                else:
+                    task.function(jobs)
             leave_if_forked(self._pid)
             good = [m for m in members if m.job.id not in context.failures]
             self._commit(context, good, started)
@@ -259,9 +261,10 @@ class GroupRunner(Together):
         task = member.job.task
         assert task is not None  # noqa: S101
         args = member.prepared.args
-        result: Any = (
-            task.function(context, **args) if task.signature.takes_context else task.function(**args)
-        )
+        with spanning(self._state, [(member.job, member.prepared)]):
+            result: Any = (
+                task.function(context, **args) if task.signature.takes_context else task.function(**args)
+            )
         leave_if_forked(self._pid)
         return (
             (None, None)

@@ -19,6 +19,7 @@ from pgqueue.worker.context import AsyncBatchContext, AsyncJobContext
 from pgqueue.worker.executor_errors import leave_if_forked
 from pgqueue.worker.grouped import Member, Together, by_key, fit_members
 from pgqueue.worker.settler import Settler, array_parameters
+from pgqueue.worker.spans import spanning
 from pgqueue.worker.state import NEVER, Running, WorkerState
 
 
@@ -49,11 +50,12 @@ class AsyncGroupRunner(Together):
         try:
             task = members[0].job.task
             assert task is not None  # noqa: S101
-            await (
-                task.function(context, context.jobs)
-                if task.signature.takes_context
-                else task.function(context.jobs)
-            )
+            with spanning(self._state, [(m.job, m.prepared) for m in members], many=True):
+                await (
+                    task.function(context, context.jobs)
+                    if task.signature.takes_context
+                    else task.function(context.jobs)
+                )
             leave_if_forked(self._pid)
             await self._commit(context, [m for m in members if m.job.id not in context.failures], started)
             for member in members:
@@ -172,9 +174,10 @@ class AsyncGroupRunner(Together):
         task = member.job.task
         assert task is not None  # noqa: S101
         args = member.prepared.args
-        result = await (
-            task.function(context, **args) if task.signature.takes_context else task.function(**args)
-        )
+        with spanning(self._state, [(member.job, member.prepared)]):
+            result = await (
+                task.function(context, **args) if task.signature.takes_context else task.function(**args)
+            )
         leave_if_forked(self._pid)
         return (
             (None, None)

@@ -222,6 +222,9 @@ class Heart:
         ).fetchall():
             self._hooks.cancel(job_id, str(claim_id))
         self._give_back_strays(conn)
+        state.objectives_s = dict(
+            conn.execute(statement("queue_objectives"), {"queues": list(state.queues)}).fetchall()
+        )
         return "drain" if row[0] else "live"
 
     def _give_back_strays(self, conn: psycopg.Connection[Any]) -> None:

@@ -30,6 +30,7 @@ class Prepared:
     policy: Retry
     max_attempts: int
     timeout_s: float | None
+    span_ids: tuple[str, str] | None = None  # trace and span of this attempt, where it is traced
 
 
 @dataclass(slots=True)
@@ -44,6 +45,7 @@ class Ended:
     headers: dict[str, str] | None = None
     idempotency_key: str | None = None
     total_s: float | None = None  # from the moment its first attempt was due; None: it did not start
+    span_ids: tuple[str, str] | None = None
 
     def as_record(self) -> dict[str, Any]:
         """The row that `settle_otherwise` reads."""
@@ -91,6 +93,7 @@ class Ended:
             if self.total_s is None or settlement.kind in {Kind.RETRY, Kind.SNOOZED, Kind.RELEASED}
             else self.total_s + settle_s,
             settle_s=settle_s,
+            span_ids=self.span_ids,
         )
 
 
@@ -161,6 +164,7 @@ def ended_badly(
         extras.get("headers"),
         extras.get("idempotency_key"),
         total_s(job, extras, started - job.claim.received, run_s),
+        None if prepared is None else prepared.span_ids,
     )
 
 

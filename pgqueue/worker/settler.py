@@ -327,6 +327,7 @@ def _line(s: _Success, settle_s: float) -> AttemptEnded:
         idempotency_key=s.prepared.extras.get("idempotency_key"),
         total_s=_total_s(s) + settle_s,
         settle_s=settle_s,
+        span_ids=s.prepared.span_ids,
     )
 
 

@@ -53,6 +53,7 @@ class WorkerState:
     failed: int = 0
     stuck: set[int] = field(default_factory=set)  # threads whose handler outlived its time and still runs
     suspects: int = 0
+    objectives_s: dict[str, float] = field(default_factory=dict)  # by queue, replaced whole with each beat
     draining: threading.Event = field(default_factory=threading.Event)
     ending: threading.Event = field(default_factory=threading.Event)
     wake: threading.Event = field(default_factory=threading.Event)

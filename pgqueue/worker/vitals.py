@@ -77,4 +77,4 @@ class WorkerVitals:
 
     def objectives_s(self) -> Mapping[str, float]:
         """By queue, the seconds within which a start is promised."""
-        return {}
+        return self._state.objectives_s

@@ -79,6 +79,19 @@ WITH lifted AS (
 )
 SELECT q.name FROM pgqueue.queues q WHERE q.paused_at IS NOT NULL AND (q.paused_until IS NULL OR q.paused_until > clock_timestamp())
 
+-- name: queue_objectives
+-- purpose:   within how many seconds jobs of a worker's queues are to start, so that it can count which did
+-- called by: worker/heart.py, with each beat
+-- guard:     only numbers, whatever somebody wrote by hand
+-- locks:     none
+-- index:     none; the table is small
+-- returns:   (name text, sla_s double precision) of queues with a promise
+SELECT o.name, o.sla_s
+FROM (SELECT q.name, coalesce(q.sla_s,
+    CASE WHEN jsonb_typeof(q.defaults -> 'sla_s') = 'number' THEN (q.defaults ->> 'sla_s')::double precision END) AS sla_s
+  FROM pgqueue.queues q WHERE q.name = ANY (%(queues)s::text[])) o
+WHERE o.sla_s IS NOT NULL
+
 -- name: end_worker
 -- purpose:   a worker that leaves in order
 -- called by: worker/heart.py, after its claims were settled or released

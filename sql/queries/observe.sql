@@ -8,7 +8,8 @@
 -- locks:     none
 -- index:     those of the view
 -- returns:   one row per queue, at most 1,000
-SELECT h.queue, h.paused, h.due, h.scheduled, h.held, h.running, h.lag_s, h.slots, h.dead_recent
+SELECT h.queue, h.paused, h.due, h.scheduled, h.held, h.running, h.lag_s, h.limited_lag_s, h.slots, h.dead_recent,
+  h.sla_s, h.sla_target, h.dead_letter_limit, h.tier, coalesce(h.owner, '') AS owner
 FROM pgqueue.queue_health h ORDER BY h.queue LIMIT 1000
 
 -- name: snapshot_held

@@ -77,7 +77,7 @@ def observed(site: Any, worker: Worker) -> Iterator[Ports]:
 
 @pytest.mark.proves("P22")
 def test_at_rest_the_metrics_are_the_rows(make_site: Callable[..., Any]) -> None:
-    site = make_site(metrics_port=0, health_port=0, poll_max_s=0.25)
+    site = make_site(metrics_port=0, health_port=0, poll_max_s=0.25, heartbeat_s=0.2)
 
     @site.app.task(name="fine")
     def fine() -> None: ...
@@ -93,8 +93,10 @@ def test_at_rest_the_metrics_are_the_rows(make_site: Callable[..., Any]) -> None
     @site.app.task(name="slow")
     async def slow() -> None: ...
 
+    site.conn.execute("INSERT INTO pgqueue.queues (name, sla_s) VALUES ('money', 3600)")
     worker = site.start()
     with observed(site, worker) as ports:
+        wait_for(lambda: worker.vitals.objectives_s() == {"money": 3600.0}, what="the promise heard")
         for _ in range(20):
             fine.enqueue(site.conn)
             effect.enqueue(site.conn)
@@ -122,6 +124,8 @@ def test_at_rest_the_metrics_are_the_rows(make_site: Callable[..., Any]) -> None
         assert at(values, "job_wait_seconds_bucket", queue=queue, task=task, le="+Inf") == count
     assert total(values, "settle_jobs_sum") == 60, "the rest was settled with its effect"
     assert at(values, "handler_transaction_seconds_count", queue="money") == 20
+    assert at(values, "sla_starts_total", queue="money", met="true") == 20
+    assert total(values, "sla_starts_total") == 20
     assert total(values, "claim_jobs_sum") == 80
     assert total(values, "wakeups_total") > 0
     assert total(values, "worker_slots", state="idle") + total(values, "worker_slots", state="busy") == 4
@@ -355,6 +359,9 @@ def test_the_state_of_the_database_is_told(site: Any, snapshots: Snapshots) -> N
     )
     site.conn.execute("UPDATE pgqueue.jobs SET run_at = run_at - interval '90 s' WHERE state = 'ready'")
     site.app.schedules.upsert("nightly", task="pay", every="1h")
+    site.conn.execute(
+        "UPDATE pgqueue.queues SET sla_s = 5, owner = 'payments', tier = 'critical' WHERE name = 'critical'"
+    )
     values = scrape(snapshots)
     assert [key for key in values if key[0] == "pgqueue_snapshot_failed"] == []
     for state, count in {"ready": 3, "scheduled": 1, "held": 1, "running": 0}.items():
@@ -364,6 +371,11 @@ def test_the_state_of_the_database_is_told(site: Any, snapshots: Snapshots) -> N
     assert 90 <= (at(values, "queue_lag_seconds", queue="critical") or 0) < 200
     assert at(values, "queue_paused", queue="default") == 1
     assert at(values, "queue_paused", queue="critical") == 0
+    assert at(values, "queue_sla_seconds", queue="critical") == 5
+    assert at(values, "queue_sla_target_ratio", queue="critical") == 0.99
+    assert at(values, "queue_sla_seconds", queue="default") is None
+    assert at(values, "queue_info", queue="critical", tier="critical", owner="payments") == 1
+    assert at(values, "queue_limited_lag_seconds", queue="critical") == 0
     assert at(values, "dead_letters", queue="critical", task="bad") == 1
     assert at(values, "dead_letters_recent", queue="critical") == 1
     assert (at(values, "dead_letters_oldest_age_seconds", queue="critical") or -1) >= 0

@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+import http.server
 import os
 import signal
 import sys
 import threading
 from collections.abc import Callable, Iterator
 from pathlib import Path
+from typing import Any
 
 import pytest
 from rig.proc import Proc
@@ -210,3 +212,56 @@ time.sleep(60)
         wait_for((tmp_path / "ready").exists, 20, "the child")
         parent.kill()
         wait_for((tmp_path / "left").exists, 20, "the child to leave")
+
+
+def test_the_parent_answers_for_the_health_of_its_children() -> None:
+    from pgqueue.settings import Settings
+    from pgqueue.worker.family import ChildPorts, FamilyVitals, ports_of
+    from pgqueue.worker.processes import ChildReport
+
+    class Parent:
+        def __init__(self) -> None:
+            self.state = "running"
+
+        def report(self) -> tuple[ChildReport, ...]:
+            return (ChildReport(0, "running", 1, 0, None), ChildReport(1, self.state, 2, 0, None))  # type: ignore[arg-type]
+
+    answers = {"/readyz": 200, "/healthz": 200}
+    heard: list[str] = []
+
+    class Child(http.server.BaseHTTPRequestHandler):
+        def do_GET(self) -> None:
+            heard.append(self.path)
+            self.send_response(answers[self.path])
+            self.end_headers()
+
+        def log_message(self, *said: Any) -> None: ...
+
+    with http.server.HTTPServer(("127.0.0.1", 0), Child) as server:
+        thread = threading.Thread(target=server.serve_forever)
+        thread.start()
+        try:
+            parent = Parent()
+            ports = [ChildPorts(None, None), ChildPorts(None, server.server_address[1])]
+            vitals = FamilyVitals(parent, ports)  # type: ignore[arg-type]
+            told = {check.name: check.ok for check in vitals.ready()}
+            assert told == {"worker_0": True, "worker_1": True}
+            answers["/readyz"] = 503
+            assert [check.ok for check in vitals.ready()] == [True, False]
+            assert [check.ok for check in vitals.live()] == [True, True]
+            answers["/healthz"] = 503
+            assert [check.ok for check in vitals.live()] == [True, False], "it hangs"
+            parent.state = "restarting"
+            assert [check.ok for check in vitals.ready()] == [True, False]
+            assert [check.ok for check in vitals.live()] == [True, True], "the parent is at it"
+            assert heard == ["/readyz", "/readyz", "/healthz", "/healthz"]
+        finally:
+            server.shutdown()
+            thread.join()
+    vitals = FamilyVitals(parent, ports)  # type: ignore[arg-type]
+    parent.state = "running"
+    assert [check.ok for check in vitals.ready()] == [True, False], "nobody listens there any more"
+    settings = Settings(metrics_port=9471, health_port=9500)
+    assert ports_of(settings, 1).options == ["--metrics-port", "9472", "--health-port", "9502"]
+    assert ports_of(Settings(metrics_port=0), 1).options == ["--metrics-port", "0"]
+    assert ports_of(Settings(), 1).options == []
