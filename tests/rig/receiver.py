@@ -1,4 +1,4 @@
-"""An HTTP server of the test's own that records what it is sent and answers as it is told."""
+"""An HTTP server of the test's own that records what it is sent and answers as it is told, or not at all."""
 
 from __future__ import annotations
 
@@ -43,6 +43,9 @@ class Receiver:
                 request = Received(self.path, {k.lower(): v for k, v in self.headers.items()}, body)
                 receiver.got.append(request)
                 status, headers = receiver.answer(request)
+                if not status:  # the connection breaks before an answer
+                    self.close_connection = True
+                    return
                 self.send_response(status)
                 for name, value in headers.items():
                     self.send_header(name, value)
