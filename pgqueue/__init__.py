@@ -31,6 +31,7 @@ from pgqueue.errors import (
     Reject,
     RetryAfter,
     SchemaMismatch,
+    SinkUnavailable,
     Snooze,
     TransactionMisuse,
     UnknownOutcome,
@@ -40,6 +41,7 @@ from pgqueue.errors import (
 if TYPE_CHECKING:
     from pgqueue.app import App
     from pgqueue.core.job import Job
+    from pgqueue.core.message import Message
     from pgqueue.core.retry import Retry
     from pgqueue.producer.enqueue import Enqueued, EnqueuedMany
     from pgqueue.task import BoundTask, Task
@@ -71,12 +73,14 @@ __all__ = [
     "JobCancelled",
     "JobContext",
     "JobFailed",
+    "Message",
     "NotFoundError",
     "PgQueueError",
     "Reject",
     "Retry",
     "RetryAfter",
     "SchemaMismatch",
+    "SinkUnavailable",
     "Snooze",
     "Task",
     "TransactionMisuse",
@@ -93,6 +97,7 @@ _ROOMS = {
     "Enqueued": ("pgqueue.producer.enqueue", "Enqueued"),
     "EnqueuedMany": ("pgqueue.producer.enqueue", "EnqueuedMany"),
     "Job": ("pgqueue.core.job", "Job"),
+    "Message": ("pgqueue.core.message", "Message"),
     "JobContext": ("pgqueue.worker.context", "JobContext"),
     "Retry": ("pgqueue.core.retry", "Retry"),
     "Task": ("pgqueue.task", "Task"),

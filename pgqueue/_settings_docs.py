@@ -106,7 +106,7 @@ def _show_default(name: str, field: FieldInfo) -> str:
     value = field.get_default(call_default_factory=True)
     if name.endswith("_s") and isinstance(value, float):
         return f"`{_show_seconds(value)}`"
-    if name == "retry" or value in ((), "", None, {}):
+    if name in {"retry", "webhooks"} or value in ((), "", None, {}):
         return "–"
     return f"`{str(value).lower()}`"
 

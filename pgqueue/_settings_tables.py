@@ -36,6 +36,15 @@ class RetrySettings(BaseModel):
     tasks: Mapping[str, RawPolicy] = Field(default_factory=dict)
 
 
+class WebhookSettings(BaseModel):
+    """Where messages for one webhook go, and what they are signed with."""
+
+    model_config = ConfigDict(frozen=True, extra="forbid", hide_input_in_errors=True)
+
+    url: str = Field("", repr=False)
+    secret: str = Field("", repr=False)
+
+
 class QueueSettings(BaseModel):
     """One queue's objectives and owner, stored by workers at their start; None = as built in."""
 

@@ -10,6 +10,7 @@ from functools import cached_property
 from types import MappingProxyType
 from typing import Any, Concatenate, ParamSpec, Protocol, TypeVar, Unpack, overload
 
+from pgqueue.app_outbox import OutboxFace
 from pgqueue.control.dead_letters import DeadLetters
 from pgqueue.control.desk import Desk
 from pgqueue.control.jobs import Jobs
@@ -39,7 +40,7 @@ P = ParamSpec("P")
 R = TypeVar("R")
 
 
-class App:
+class App(OutboxFace):
     """An application's registry of tasks. Making one connects to nothing and reads no file until it must.
 
     dsn: libpq URI or keywords; default PGQUEUE_DATABASE_URL, DATABASE_URL, then libpq's PG* variables.

@@ -19,6 +19,7 @@ PgQueueError
 │   └── UnknownOutcome           the answer to COMMIT was lost and could not be read back
 ├── ConflictError                exit 4: the object's state does not allow the action
 ├── NotFoundError                exit 3
+├── SinkUnavailable              a sink of the outbox cannot be reached at all: no fault of the message
 ├── TransactionMisuse            a handler ended its job's transaction itself, or hid a database error in it
 └── JobFailed                    what `jobs.wait` raises for a job that ended badly
     └── JobCancelled
@@ -141,6 +142,17 @@ class NotFoundError(PgQueueError):
     """No object of that name or id."""
 
     exit_code = 3
+
+
+class SinkUnavailable(PgQueueError):
+    """A sink of the outbox cannot be reached: the message waits and loses no try.
+
+    A sink may raise it. `retry_after_s`: when the receiver said to come back; None = as the policy says.
+    """
+
+    def __init__(self, reason: str, *, retry_after_s: float | None = None) -> None:
+        self.retry_after_s = retry_after_s
+        super().__init__(reason)
 
 
 class TransactionMisuse(PgQueueError):

@@ -36,7 +36,7 @@ from pgqueue._settings_sources import (
     redact_dsn,
     unknown_variables,
 )
-from pgqueue._settings_tables import QueueSettings, RetrySettings, columns_of
+from pgqueue._settings_tables import QueueSettings, RetrySettings, WebhookSettings, columns_of
 from pgqueue._settings_values import Dsn, Seconds, Words, json_table
 from pgqueue.errors import ConfigurationError
 
@@ -44,6 +44,7 @@ __all__ = [
     "RetrySettings",
     "SettingDoc",
     "Settings",
+    "WebhookSettings",
     "describe_settings",
     "load_settings",
     "redact_dsn",
@@ -191,6 +192,15 @@ class Settings(BaseSettings):
     )
     queues: Annotated[Mapping[str, QueueSettings], NoDecode, BeforeValidator(json_table)] = Field(
         default_factory=dict, description="What is promised of queues: tables `queues.NAME`, see below."
+    )
+
+    relay_concurrency: int = Field(
+        8, ge=1, le=256, description="Messages of the outbox that one relay delivers to sinks at a time."
+    )
+    webhooks: Annotated[Mapping[str, WebhookSettings], NoDecode, BeforeValidator(json_table)] = Field(
+        default_factory=dict,
+        repr=False,
+        description="URL and secret of webhooks by name: tables `webhooks.NAME` with `url` and `secret`.",
     )
 
     _warnings: tuple[str, ...] = PrivateAttr(default=())

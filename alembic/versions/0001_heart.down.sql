@@ -5,12 +5,14 @@ DO $$
 DECLARE
   live bigint;
   dead bigint;
+  told bigint;
 BEGIN
-  LOCK TABLE pgqueue.jobs, pgqueue.dead_letter_jobs IN ACCESS EXCLUSIVE MODE;
+  LOCK TABLE pgqueue.jobs, pgqueue.dead_letter_jobs, pgqueue.outbox, pgqueue.outbox_dead_letters IN ACCESS EXCLUSIVE MODE;
   SELECT count(*) INTO live FROM pgqueue.jobs;
   SELECT count(*) INTO dead FROM pgqueue.dead_letter_jobs WHERE redriven_as IS NULL;
-  IF live + dead > 0 AND current_setting('pgqueue.downgrade_force', true) IS DISTINCT FROM 'on' THEN
-    RAISE EXCEPTION 'downgrade to base loses % jobs and % dead letters that wait for a decision', live, dead
+  SELECT count(*) INTO told FROM (SELECT o.id FROM pgqueue.outbox o UNION SELECT d.message_id FROM pgqueue.outbox_dead_letters d) m;
+  IF live + dead + told > 0 AND current_setting('pgqueue.downgrade_force', true) IS DISTINCT FROM 'on' THEN
+    RAISE EXCEPTION 'downgrade to base loses % jobs, % dead letters that wait for a decision and % messages', live, dead, told
       USING ERRCODE = 'PQ003', HINT = 'SET pgqueue.downgrade_force = ''on'' loses them';
   END IF;
 END $$;
@@ -55,6 +57,32 @@ DROP FUNCTION pgqueue.check_args;
 DROP FUNCTION pgqueue.check_headers;
 DROP FUNCTION pgqueue.check_key;
 DROP FUNCTION pgqueue.check_job;
+DROP VIEW pgqueue.outbox_status;
+DROP FUNCTION pgqueue.skip_message;
+DROP FUNCTION pgqueue.replay_message;
+DROP FUNCTION pgqueue.unsubscribe;
+DROP FUNCTION pgqueue.subscribe;
+DROP FUNCTION pgqueue.put_subscriptions;
+DROP FUNCTION pgqueue.settle_lane;
+DROP FUNCTION pgqueue.forget_deliveries;
+DROP FUNCTION pgqueue.claim_lanes;
+DROP FUNCTION pgqueue.route_messages;
+DROP FUNCTION pgqueue.emit_outcome;
+DROP FUNCTION pgqueue.emit_receipt;
+DROP FUNCTION pgqueue.server_life;
+DROP FUNCTION pgqueue.accept_message;
+DROP FUNCTION pgqueue.emit;
+DROP FUNCTION pgqueue.put_message;
+DROP FUNCTION pgqueue.check_message;
+DROP FUNCTION pgqueue.topic_matches;
+DROP FUNCTION pgqueue.outbox_lane;
+DROP TABLE pgqueue.outbox_relays;
+DROP TABLE pgqueue.outbox_dead_letters;
+DROP TABLE pgqueue.outbox_deliveries;
+DROP TABLE pgqueue.outbox_lanes;
+DROP TABLE pgqueue.outbox_subscriptions;
+DROP TABLE pgqueue.outbox;
+DROP SEQUENCE pgqueue.outbox_seq;
 DROP FUNCTION pgqueue.work_stats;
 DROP FUNCTION pgqueue.recount;
 DROP FUNCTION pgqueue.roll_up;

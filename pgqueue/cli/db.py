@@ -90,9 +90,7 @@ def downgrade(
         migrate.downgrade(where, target, force=force, lock_wait_s=lock_wait)
     _say_move("downgrade", before, target, dry_run=dry_run)
     if loss is not None and loss.total:
-        _say(
-            f"{'would lose' if dry_run else 'lost'} {loss.live} live jobs and {loss.dead} dead letters that wait for a decision"
-        )
+        _say(f"{'would lose' if dry_run else 'lost'} {loss}")
 
 
 @app.command()

@@ -248,6 +248,68 @@ class LeaderChanged:
     note: str = ""
 
 
+@dataclass(frozen=True, slots=True)
+class OutboxRouted:
+    """Messages of one topic became jobs or stand in line before their sinks; `parked`: nobody subscribes to it.
+
+    `oldest_s`: how long the oldest of them had waited.
+    """
+
+    topic: str
+    messages: int
+    jobs: int
+    deliveries: int
+    parked: int
+    unroutable: int
+    oldest_s: float
+    seconds: float
+
+
+@dataclass(frozen=True, slots=True)
+class OutboxDelivered:
+    """A sink has a message. `delivery_s` is the sink's own time, `end_to_end_s` counts from the emit."""
+
+    message_id: int
+    topic: str
+    sink: str
+    attempt: int
+    delivery_s: float
+    end_to_end_s: float
+
+
+@dataclass(frozen=True, slots=True)
+class OutboxFailed:
+    """A sink did not take a message. `outcome`: retry, or dead (with the reason); `blocks`: its key waits."""
+
+    message_id: int
+    topic: str
+    sink: str
+    attempt: int
+    outcome: str
+    reason: str | None
+    blocks: bool
+    error_type: str
+    error_message: str
+    next_delay_s: float | None
+
+
+@dataclass(frozen=True, slots=True)
+class SinkChanged:
+    """A sink is left alone for `open_s` seconds after failures in a row, or took a message again (None)."""
+
+    sink: str
+    open_s: float | None
+
+
+@dataclass(frozen=True, slots=True)
+class RelayChanged:
+    """A relay process started or stopped."""
+
+    relay_id: str
+    status: str
+    sinks: tuple[str, ...] = ()
+
+
 Event = (
     AttemptEnded
     | AttemptsSucceeded
@@ -270,6 +332,11 @@ Event = (
     | ScheduleMissed
     | ScheduleFailed
     | LeaderChanged
+    | OutboxRouted
+    | OutboxDelivered
+    | OutboxFailed
+    | SinkChanged
+    | RelayChanged
 )
 Listener = Callable[[object], None]
 

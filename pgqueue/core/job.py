@@ -7,6 +7,8 @@ from dataclasses import dataclass
 from datetime import datetime
 from typing import Any
 
+from pgqueue.core.message import Message, message_of
+
 
 @dataclass(frozen=True, slots=True)
 class Job:
@@ -30,3 +32,8 @@ class Job:
     parent_id: int | None
     redrive_of: int | None
     wait_s: float
+
+    @property
+    def message(self) -> Message | None:
+        """The outbox's message that this job was; None if it was none."""
+        return message_of(self.args, self.headers)

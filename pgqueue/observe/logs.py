@@ -29,10 +29,15 @@ from pgqueue.core.events import (
     JobsEnqueued,
     JobsRescued,
     LeaderChanged,
+    OutboxDelivered,
+    OutboxFailed,
+    OutboxRouted,
     ProcessChanged,
+    RelayChanged,
     ScheduleFailed,
     ScheduleFired,
     ScheduleMissed,
+    SinkChanged,
     Warned,
     WorkerChanged,
 )
@@ -81,6 +86,11 @@ class LogListener:
             ScheduleMissed: self._missed,
             ScheduleFailed: self._schedule_failed,
             LeaderChanged: self._leader,
+            OutboxRouted: self._routed,
+            OutboxDelivered: self._delivered,
+            OutboxFailed: self._undelivered,
+            SinkChanged: self._sink_changed,
+            RelayChanged: self._relay,
         }
 
     def __call__(self, event: object) -> None:
@@ -248,6 +258,59 @@ class LogListener:
         self._line(
             "info", name, scheduler_id=event.scheduler_id, **({"note": event.note} if event.note else {})
         )
+
+    def _routed(self, event: OutboxRouted) -> None:
+        self._line(
+            "debug" if not event.unroutable else "error",
+            "outbox.routed",
+            topic=event.topic,
+            messages_count=event.messages,
+            jobs_count=event.jobs,
+            deliveries_count=event.deliveries,
+            parked_count=event.parked,
+            unroutable_count=event.unroutable,
+            oldest_s=round(event.oldest_s, 3),
+            route_s=round(event.seconds, 6),
+        )
+
+    def _delivered(self, event: OutboxDelivered) -> None:
+        self._line(
+            "debug",
+            "outbox.delivered",
+            message_id=event.message_id,
+            topic=event.topic,
+            sink=event.sink,
+            attempt=event.attempt,
+            delivery_s=round(event.delivery_s, 6),
+            end_to_end_s=round(event.end_to_end_s, 3),
+        )
+
+    def _undelivered(self, event: OutboxFailed) -> None:
+        facts = {
+            "message_id": event.message_id,
+            "topic": event.topic,
+            "sink": event.sink,
+            "attempt": event.attempt,
+            "outcome": event.outcome,
+            "error_type": event.error_type,
+            "error_message": event.error_message,
+        }
+        if event.outcome == "dead":
+            self._line("error", "outbox.failed", **facts, reason=event.reason, blocks_key=event.blocks)
+        else:
+            delay_s = None if event.next_delay_s is None else round(event.next_delay_s, 3)
+            self._limited(
+                f"outbox {event.sink} {event.error_type}", "outbox.failed", **facts, next_delay_s=delay_s
+            )
+
+    def _sink_changed(self, event: SinkChanged) -> None:
+        if event.open_s is None:
+            self._line("info", "sink.restored", sink=event.sink)
+        else:
+            self._limited(f"sink {event.sink}", "sink.unavailable", sink=event.sink, again_in_s=event.open_s)
+
+    def _relay(self, event: RelayChanged) -> None:
+        self._line("info", f"relay.{event.status}", relay_id=event.relay_id, sinks=",".join(event.sinks))
 
     def _limited(self, limit_key: str, name: str, /, **facts: Any) -> None:
         with self._lock:

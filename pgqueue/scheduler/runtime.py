@@ -9,17 +9,15 @@ from __future__ import annotations
 import contextlib
 import os
 import platform
-import signal
 import threading
 import time
 import uuid
-from collections.abc import Iterator, Sequence
-from queue import SimpleQueue
-from types import FrameType
+from collections.abc import Sequence
 from typing import Any, Final
 
 import psycopg
 
+from pgqueue._signals import hearing
 from pgqueue.core.events import DatabaseTrouble, Events
 from pgqueue.core.registry import Registry
 from pgqueue.core.schedule import ScheduleDefinition
@@ -104,7 +102,7 @@ class Scheduler:
             connect(self._settings.direct_dsn, LEADER, connect_timeout_s=self._settings.connect_timeout_s)
         ) as conn:
             require_head(conn)
-        with _hearing(self) if signals else contextlib.nullcontext():
+        with hearing(self.stop) if signals else contextlib.nullcontext():
             try:
                 self._link.run(self._register)
                 self._upkeep.start()
@@ -175,33 +173,3 @@ class Scheduler:
 
     def _report(self, trouble: Trouble) -> None:
         self.events.emit(DatabaseTrouble(trouble.room, trouble.cause, trouble.over, trouble.sqlstate))
-
-
-@contextlib.contextmanager
-def _hearing(scheduler: Scheduler) -> Iterator[None]:
-    """The first signal stops in order, the second at once."""
-    # A handler may run while this thread is inside `Event.wait`, whose lock `Event.set` wants too; a put may.
-    heard: SimpleQueue[int | None] = SimpleQueue()
-    first = True
-
-    def hear(number: int, frame: FrameType | None) -> None:
-        nonlocal first
-        del frame
-        if not first:
-            os.write(2, b"second signal: stopping now\n")
-            os._exit(128 + number)
-        first = False
-        heard.put(number)
-
-    def pass_on() -> None:
-        if heard.get() is not None:
-            scheduler.stop()
-
-    threading.Thread(target=pass_on, name="pgqueue-signals", daemon=True).start()
-    before = {number: signal.signal(number, hear) for number in (signal.SIGTERM, signal.SIGINT)}
-    try:
-        yield
-    finally:
-        heard.put(None)
-        for number, handler in before.items():
-            signal.signal(number, handler)

@@ -14,8 +14,8 @@ from pgqueue.storage.faults import sqlstate_of, summary_of
 _NOTES = {
     "40001": "pgqueue: from REPEATABLE READ up, two transactions that use one idempotency key meet like any "
     "conflicting writes; repeat the transaction",
-    "40P01": "pgqueue: two transactions took idempotency keys in opposite orders; repeat the transaction",
-    "55P03": "pgqueue: the idempotency key is held by a transaction that is still open; repeat the transaction",
+    "40P01": "pgqueue: two transactions took idempotency keys, or keys of messages, in opposite orders; repeat the transaction",
+    "55P03": "pgqueue: the idempotency key, or the key of a message, is held by a transaction that is still open; repeat the transaction",
 }
 
 

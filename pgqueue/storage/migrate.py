@@ -56,15 +56,20 @@ _alembic_turn = threading.Lock()
 
 @dataclass(frozen=True, slots=True)
 class Loss:
-    """Jobs that a downgrade to `base` ends: live ones, and dead letters nobody has decided on."""
+    """What a downgrade to `base` ends: live jobs, dead letters nobody has decided on, undelivered messages."""
 
     live: int
     dead: int
+    messages: int = 0
 
     @property
     def total(self) -> int:
-        """Both together."""
-        return self.live + self.dead
+        """All together."""
+        return self.live + self.dead + self.messages
+
+    def __str__(self) -> str:
+        told = f" and {self.messages} messages of the outbox" if self.messages else ""
+        return f"{self.live} live jobs and {self.dead} dead letters that wait for a decision{told}"
 
 
 def resolve(revision: str) -> str:
@@ -196,10 +201,7 @@ def _refuse_loss(conn: psycopg.Connection[Any]) -> None:
         conn.rollback()
     loss = Loss(*row) if row else Loss(0, 0)
     if loss.total:
-        raise ConflictError(
-            f"downgrade to base loses {loss.live} jobs and {loss.dead} dead letters that wait for a decision;"
-            " see to them first, or add --force"
-        )
+        raise ConflictError(f"downgrade to base loses {loss}; see to them first, or add --force")
 
 
 def _look(conn: psycopg.Connection[Any], known: list[str]) -> str:

@@ -21,6 +21,7 @@ from pgqueue.storage.statements import statement
 GIVE_UP_S: Final = 10.0
 """How long a call is repeated, and how long the truth about a lost COMMIT is looked for."""
 
+MESSAGE_RECEIPT: Final = "message "
 _PAUSE_S: Final = 0.2
 _FREE_TRIES: Final = 5  # a restarted server leaves a pool full of dead connections, to be found one by one
 _REPEATED: Final = frozenset(
@@ -113,16 +114,23 @@ def read_back(dsn: str, receipt: str | None, connect_timeout_s: float) -> str:
     Raises UnknownOutcome if the database does not tell in ten seconds.
     """
     until = time.monotonic() + GIVE_UP_S
+    of_message = (receipt or "").startswith(MESSAGE_RECEIPT)
+    question = "emit_outcome" if of_message else "enqueue_outcome"
     while True:
         try:
             with connect(dsn, PRODUCER, connect_timeout_s=connect_timeout_s, prepare=False) as conn:
-                row = conn.execute(statement("enqueue_outcome"), {"receipt": receipt}).fetchone()
+                row = conn.execute(statement(question), {"receipt": receipt}).fetchone()
                 verdict = "unreadable" if row is None else str(row[0])
         except (psycopg.Error, DatabaseUnreachable) as error:
             verdict = f"not to be learned: {summary_of(error)}"
         if verdict in {"committed", "absent"}:
             return verdict
         if time.monotonic() > until:
+            if of_message:
+                raise UnknownOutcome(
+                    f"emit in {place_of(dsn)}: the answer to COMMIT was lost and the outcome is {verdict}; look whether"
+                    " its receivers have the message before you emit it again"
+                )
             raise UnknownOutcome(
                 f"enqueue in {place_of(dsn)}: the answer to COMMIT was lost and the outcome is {verdict}; "
                 "look for the job before you enqueue it again, or use an idempotency key"

@@ -92,6 +92,16 @@ class OwnConnections:
         number: int = (await self._run_async([("enqueue_one_own", {**_NOT_GIVEN, **parameters})]))[0]
         return number
 
+    def put_message(self, parameters: Mapping[str, Any]) -> int:
+        """Put one message into the outbox, with the parameters of emit_one, and return its id. Raises as `put_one`."""
+        number: int = self._run([("emit_one_own", parameters)])[0]
+        return number
+
+    async def put_message_async(self, parameters: Mapping[str, Any]) -> int:
+        """As `put_message`, on the running event loop."""
+        number: int = (await self._run_async([("emit_one_own", parameters)]))[0]
+        return number
+
     def put_many(self, steps: Iterable[Step]) -> list[Any]:
         """Run several enqueue_many in one transaction and return the value of each. Raises as `put_one`.
 

@@ -16,6 +16,8 @@ from sqlalchemy.ext.asyncio import AsyncSession
 from sqlalchemy.orm import Session
 
 from pgqueue.core.job import Job
+from pgqueue.core.message import Message
+from pgqueue.producer.emit import EmitPlan, emit, emit_async, plan_message
 from pgqueue.worker.lazy_connection import LazyAsyncConnection
 
 if TYPE_CHECKING:
@@ -78,6 +80,27 @@ class _Context:
         """A key that stays the same over all attempts, for calls outside Postgres: the job's own, or one made of its id."""
         key = self._extras.get("idempotency_key")
         return str(key) if key is not None else f"{self._job.task_name}:{self._job.id}"
+
+    @property
+    def message(self) -> Message | None:
+        """The outbox's message that this job was; None if it was none."""
+        return self.job.message
+
+    def _message(
+        self,
+        topic: str,
+        payload: Mapping[str, Any] | None,
+        key: str | None,
+        headers: Mapping[str, str] | None,
+    ) -> EmitPlan:
+        return plan_message(
+            topic,
+            payload,
+            key=key,
+            headers=headers,
+            job_id=self._job.id,
+            job_headers=self._extras.get("headers"),
+        )
 
     @property
     def cancelled(self) -> bool:
@@ -157,6 +180,20 @@ class JobContext(_Context):
         refused (the error names it: `args[17]`), none is enqueued and the transaction can go on.
         """
         return task.enqueue_many_in(self.conn, self._job.id, jobs)
+
+    def emit(
+        self,
+        topic: str,
+        payload: Mapping[str, Any] | None = None,
+        *,
+        key: str | None = None,
+        headers: Mapping[str, str] | None = None,
+    ) -> int:
+        """Emit a message in the job's transaction: it exists if this job succeeds. Returns its id.
+
+        Trace and correlation of the job go along in its headers. As `app.outbox.emit`.
+        """
+        return emit(self.conn, self._message(topic, payload, key, headers), own=None)
 
     def opened(self) -> JobTransaction | None:
         """The transaction, if the handler touched it."""
@@ -244,6 +281,18 @@ class AsyncJobContext(_Context):
     async def enqueue_many(self, task: Enqueueable, jobs: Iterable[Mapping[str, Any]], /) -> Any:
         """As JobContext.enqueue_many. The loop is free while each thousand is on its way."""
         return await task.enqueue_many_in_async(await self.connection(), self._job.id, jobs)
+
+    async def emit(
+        self,
+        topic: str,
+        payload: Mapping[str, Any] | None = None,
+        *,
+        key: str | None = None,
+        headers: Mapping[str, str] | None = None,
+    ) -> int:
+        """Emit a message in the job's transaction: it exists if this job succeeds. Returns its id."""
+        plan = self._message(topic, payload, key, headers)
+        return await emit_async(await self.connection(), plan, own=None)
 
     def opened(self) -> AsyncJobTransaction | None:
         """The transaction, if the handler touched it."""

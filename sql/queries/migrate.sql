@@ -140,7 +140,8 @@ END $$
 SELECT set_config('pgqueue.downgrade_force', 'on', true)
 
 -- name: migrate_at_stake
--- purpose:   how many jobs a downgrade to base would end
+-- purpose:   how many jobs and messages a downgrade to base would end
 -- called by: storage/migrate
--- returns:   (live bigint, dead bigint): live jobs, dead letters that wait for a decision
-SELECT (SELECT count(*) FROM pgqueue.jobs), (SELECT count(*) FROM pgqueue.dead_letter_jobs d WHERE d.redriven_as IS NULL)
+-- returns:   (live bigint, dead bigint, messages bigint): live jobs, dead letters that wait for a decision, messages not delivered
+SELECT (SELECT count(*) FROM pgqueue.jobs), (SELECT count(*) FROM pgqueue.dead_letter_jobs d WHERE d.redriven_as IS NULL),
+  (SELECT count(*) FROM (SELECT o.id FROM pgqueue.outbox o UNION SELECT d.message_id FROM pgqueue.outbox_dead_letters d) m)

@@ -43,12 +43,14 @@ DO $$
 DECLARE
   live bigint;
   dead bigint;
+  told bigint;
 BEGIN
-  LOCK TABLE pgqueue.jobs, pgqueue.dead_letter_jobs IN ACCESS EXCLUSIVE MODE;
+  LOCK TABLE pgqueue.jobs, pgqueue.dead_letter_jobs, pgqueue.outbox, pgqueue.outbox_dead_letters IN ACCESS EXCLUSIVE MODE;
   SELECT count(*) INTO live FROM pgqueue.jobs;
   SELECT count(*) INTO dead FROM pgqueue.dead_letter_jobs WHERE redriven_as IS NULL;
-  IF live + dead > 0 AND current_setting('pgqueue.downgrade_force', true) IS DISTINCT FROM 'on' THEN
-    RAISE EXCEPTION 'downgrade to base loses % jobs and % dead letters that wait for a decision', live, dead
+  SELECT count(*) INTO told FROM (SELECT o.id FROM pgqueue.outbox o UNION SELECT d.message_id FROM pgqueue.outbox_dead_letters d) m;
+  IF live + dead + told > 0 AND current_setting('pgqueue.downgrade_force', true) IS DISTINCT FROM 'on' THEN
+    RAISE EXCEPTION 'downgrade to base loses % jobs, % dead letters that wait for a decision and % messages', live, dead, told
       USING ERRCODE = 'PQ003', HINT = 'SET pgqueue.downgrade_force = ''on'' loses them';
   END IF;
 END $$;

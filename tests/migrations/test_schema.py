@@ -257,7 +257,7 @@ def test_downgrade_refuses_to_lose_schedules_that_people_made(blank: Database) -
 
 
 @pytest.mark.proves("P6")
-@pytest.mark.parametrize("what", ["job", "dead letter"])
+@pytest.mark.parametrize("what", ["job", "dead letter", "message"])
 def test_downgrade_refuses_to_lose_jobs_unless_forced(blank: Database, what: str) -> None:
     migrate.upgrade(blank.dsn)
     conn = blank.connect()
@@ -267,11 +267,16 @@ def test_downgrade_refuses_to_lose_jobs_unless_forced(blank: Database, what: str
             first_failed_at, failed_at, created_at, job_created_at)
             SELECT id, queue, task, args, priority, 'gave_up', 1, 1, now(), now(), now(), created_at FROM pgqueue.jobs""")
         conn.execute("DELETE FROM pgqueue.jobs")
+    if what == "message":
+        conn.execute("DELETE FROM pgqueue.jobs")
+        conn.execute("SELECT pgqueue.emit('ride.completed')")
     loss = migrate.jobs_at_stake(blank.dsn)
-    assert (loss.live, loss.dead) == ((1, 0) if what == "job" else (0, 1))
-    with pytest.raises(
-        ConflictError, match=f"loses {loss.live} jobs and {loss.dead} dead letters.*--force"
-    ) as refused:
+    assert (loss.live, loss.dead, loss.messages) == {
+        "job": (1, 0, 0),
+        "dead letter": (0, 1, 0),
+        "message": (0, 0, 1),
+    }[what]
+    with pytest.raises(ConflictError, match=f"loses {loss}.*--force") as refused:
         migrate.downgrade(blank.dsn, "base")
     assert "\n" not in str(refused.value)
     assert migrate.check(blank.dsn).kind == "at_head"
