@@ -46,12 +46,14 @@ if TYPE_CHECKING:
     from pgqueue.producer.enqueue import Enqueued, EnqueuedMany
     from pgqueue.task import BoundTask, Task
     from pgqueue.version import VERSION as __version__
-    from pgqueue.worker.context import AsyncJobContext, JobContext
+    from pgqueue.worker.context import AsyncBatchContext, AsyncJobContext, BatchContext, JobContext
     from pgqueue.worker.runtime import Worker
 
 __all__ = [
     "App",
+    "AsyncBatchContext",
     "AsyncJobContext",
+    "BatchContext",
     "BoundTask",
     "ClaimLost",
     "ConfigurationError",
@@ -92,7 +94,9 @@ __all__ = [
 
 _ROOMS = {
     "App": ("pgqueue.app", "App"),
+    "AsyncBatchContext": ("pgqueue.worker.context", "AsyncBatchContext"),
     "AsyncJobContext": ("pgqueue.worker.context", "AsyncJobContext"),
+    "BatchContext": ("pgqueue.worker.context", "BatchContext"),
     "BoundTask": ("pgqueue.task", "BoundTask"),
     "Enqueued": ("pgqueue.producer.enqueue", "Enqueued"),
     "EnqueuedMany": ("pgqueue.producer.enqueue", "EnqueuedMany"),

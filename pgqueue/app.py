@@ -87,6 +87,7 @@ class App(OutboxFace):
         timeout: str | float | None = None,
         batch: int = 0,
         batch_key: str | None = None,
+        batch_window: str | float | timedelta | None = None,
         group_commit: int = 0,
     ) -> _Decorator: ...
 
@@ -96,7 +97,8 @@ class App(OutboxFace):
         name: default `module.function` · queue: default "default" · priority: 0 (first) to 9, default 5 ·
         retry: its Retry policy · timeout: how long one attempt may take ("30s") ·
         batch: hand up to so many jobs to one call, `f(ctx, jobs)`, in one transaction; batch_key: the argument
-        whose value keeps jobs apart · group_commit: let up to so many jobs share a transaction, a savepoint each.
+        whose value keeps jobs apart · batch_window: collect jobs so long ("5m") and hand those of a window and key to
+        one call · group_commit: let up to so many jobs share a transaction, a savepoint each.
         The function's first parameter is the context if it is called `ctx` or annotated JobContext.
         Raises DuplicateTask for a name that is taken, ConfigurationError for a signature that cannot work.
         """

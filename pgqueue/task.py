@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import inspect
 from collections.abc import Callable, Iterable, Mapping, Sized
+from datetime import timedelta
 from typing import TYPE_CHECKING, Any, Final, Generic, ParamSpec, TypeVar
 
 from pgqueue.core.durations import parse_duration
@@ -33,6 +34,9 @@ R = TypeVar("R")
 
 _NO_OPTIONS = JobOptions()
 BATCH_MAX: Final = 5_000
+WINDOW_BATCH: Final = 1_000  # jobs to a call when a task has batch_window= but no batch=
+WINDOW_MIN_S: Final = 0.1
+WINDOW_MAX_S: Final = 31 * 86_400.0
 GROUP_COMMIT_MAX: Final = 64  # more savepoints than fit a backend's cache slow every snapshot down
 
 
@@ -51,6 +55,7 @@ class Task(Generic[P, R]):
         timeout: str | float | None = None,
         batch: int = 0,
         batch_key: str | None = None,
+        batch_window: str | float | timedelta | None = None,
         group_commit: int = 0,
     ) -> None:
         if not callable(function):
@@ -66,6 +71,15 @@ class Task(Generic[P, R]):
         self.timeout_s = (
             None if timeout is None else parse_duration(timeout, field="timeout", minimum_s=0.001)
         )
+        self.batch_window_s = (
+            None
+            if batch_window is None
+            else parse_duration(
+                batch_window, field="batch_window", minimum_s=WINDOW_MIN_S, maximum_s=WINDOW_MAX_S
+            )
+        )
+        if self.batch_window_s is not None and not batch:
+            batch = WINDOW_BATCH
         self.batch, self.batch_key, self.group_commit = _checked_together(
             self.name, batch, batch_key, group_commit
         )
@@ -138,6 +152,8 @@ class Task(Generic[P, R]):
             queue=self.queue,
             priority=self.priority,
             max_attempts=self.app.policy(self.name, self.queue).max_attempts,
+            window_s=self.batch_window_s or 0,
+            batch_key=self.batch_key,
         )
 
     def registered(self) -> RegisteredTask:
@@ -153,6 +169,7 @@ class Task(Generic[P, R]):
             timeout_s=self.timeout_s,
             batch=self.batch,
             batch_key=self.batch_key,
+            batch_window_s=self.batch_window_s,
             group_commit=self.group_commit,
         )
 
@@ -285,5 +302,5 @@ def _checked_together(
     if not 0 <= group_commit <= GROUP_COMMIT_MAX:
         raise ConfigurationError(f"task {name}: group_commit is out of range; 1 to {GROUP_COMMIT_MAX} jobs")
     if batch_key is not None and not batch:
-        raise ConfigurationError(f"task {name}: batch_key needs batch=")
+        raise ConfigurationError(f"task {name}: batch_key needs batch= or batch_window=")
     return batch, batch_key, group_commit

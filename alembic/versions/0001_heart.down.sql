@@ -50,6 +50,8 @@ DROP FUNCTION pgqueue.enqueue_jobs;
 DROP FUNCTION pgqueue.put_jobs;
 DROP FUNCTION pgqueue.enqueue_job;
 DROP FUNCTION pgqueue.put_job;
+DROP FUNCTION pgqueue.batch_key;
+DROP FUNCTION pgqueue.window_end;
 DROP FUNCTION pgqueue.wake;
 DROP FUNCTION pgqueue.take_key;
 DROP FUNCTION pgqueue.check_options;

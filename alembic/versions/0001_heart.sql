@@ -31,6 +31,7 @@ CREATE TABLE pgqueue.jobs (
   tags text[],
   idempotency_key text,
   concurrency_key text,
+  batch_key text,
   hold_reason text,
   timeout_s double precision,
   expires_at timestamptz,
@@ -63,7 +64,11 @@ CREATE TABLE pgqueue.jobs (
 -- The lanes. A claim reads (queue, priority) upwards from the last place it has seen; running jobs keep their
 -- place behind it.
 CREATE INDEX jobs_lane_idx ON pgqueue.jobs (queue, priority, ready_seq) WHERE ready_seq IS NOT NULL;
-CREATE INDEX jobs_scheduled_idx ON pgqueue.jobs (run_at) WHERE ready_seq IS NULL AND hold_reason IS NULL;
+CREATE INDEX jobs_scheduled_idx ON pgqueue.jobs (run_at, id) WHERE ready_seq IS NULL AND hold_reason IS NULL;
+-- Windows: the jobs of one task and key that are collected until one moment. Empty for all other jobs, and claims change none of its
+-- columns. An expression, so that statements on windows, which say it the same way, can use no other index: by jobs_held_idx the
+-- planner would read everything that is collected.
+CREATE INDEX jobs_window_idx ON pgqueue.jobs (run_at, queue, task, batch_key, coalesce(hold_reason, '')) WHERE batch_key IS NOT NULL;
 CREATE INDEX jobs_held_idx ON pgqueue.jobs (hold_reason, queue, id) WHERE hold_reason IS NOT NULL;
 
 -- Which jobs a claim took: one row per batch, where an index on running jobs would cost one entry per job.
@@ -99,7 +104,8 @@ COMMENT ON COLUMN pgqueue.jobs.headers IS 'String map carried along: trace conte
 COMMENT ON COLUMN pgqueue.jobs.tags IS 'Free labels for filters';
 COMMENT ON COLUMN pgqueue.jobs.idempotency_key IS 'The key it was enqueued under (dedup_keys), if any';
 COMMENT ON COLUMN pgqueue.jobs.concurrency_key IS 'Jobs of one key share a limit';
-COMMENT ON COLUMN pgqueue.jobs.hold_reason IS 'Why a held job waits: unknown_task, suspect (its last process died), operator, …';
+COMMENT ON COLUMN pgqueue.jobs.batch_key IS 'Jobs of one task and key that are collected until one moment (run_at) go to one call; NULL = collected with nobody';
+COMMENT ON COLUMN pgqueue.jobs.hold_reason IS 'Why a held job waits: window (for run_at, then for the call it goes along with), unknown_task, suspect (its last process died), operator, …';
 COMMENT ON COLUMN pgqueue.jobs.timeout_s IS 'Seconds one attempt may take; NULL = the task''s own';
 COMMENT ON COLUMN pgqueue.jobs.expires_at IS 'Not worth starting after this moment: dead-lettered as expired';
 COMMENT ON COLUMN pgqueue.jobs.retry IS 'Retry policy given for this job alone; NULL = the task''s';
@@ -348,6 +354,8 @@ CREATE TABLE pgqueue.tasks (
   queue text NOT NULL,
   priority smallint NOT NULL,
   max_attempts smallint NOT NULL,
+  batch_window_s double precision,
+  batch_key text,
   updated_at timestamptz NOT NULL DEFAULT clock_timestamp()
 );
 COMMENT ON TABLE pgqueue.tasks IS 'Tasks as the last started worker registered them: defaults for producers that do not have the code (SQL, by name)';
@@ -355,6 +363,8 @@ COMMENT ON COLUMN pgqueue.tasks.name IS 'Task name';
 COMMENT ON COLUMN pgqueue.tasks.queue IS 'Its default queue';
 COMMENT ON COLUMN pgqueue.tasks.priority IS 'Its default priority';
 COMMENT ON COLUMN pgqueue.tasks.max_attempts IS 'Starts its retry policy allows';
+COMMENT ON COLUMN pgqueue.tasks.batch_window_s IS 'Seconds over which its jobs are collected; NULL = not collected';
+COMMENT ON COLUMN pgqueue.tasks.batch_key IS 'The argument whose value keeps jobs apart';
 COMMENT ON COLUMN pgqueue.tasks.updated_at IS 'When a worker last registered it';
 
 CREATE TABLE pgqueue.workers (
@@ -1549,6 +1559,18 @@ BEGIN
 END $$;
 COMMENT ON FUNCTION pgqueue.wake IS 'Notifies at commit, if a worker of the queue sleeps';
 
+-- Windows begin at whole multiples of their length since a Monday, so that every producer finds the same one by the
+-- clock alone: nothing is opened, nobody waits, and nothing is lost with whoever came first.
+CREATE FUNCTION pgqueue.window_end(moment timestamptz, window_s double precision) RETURNS timestamptz LANGUAGE sql STABLE PARALLEL SAFE AS $$
+  SELECT date_bin(make_interval(secs => window_s), moment, '2000-01-03 00:00:00+00') + make_interval(secs => window_s)
+$$;
+COMMENT ON FUNCTION pgqueue.window_end IS 'The end of the window of this length that a moment lies in';
+
+CREATE FUNCTION pgqueue.batch_key(args jsonb, name text) RETURNS text LANGUAGE sql IMMUTABLE PARALLEL SAFE AS $$
+  SELECT CASE WHEN octet_length(v.value) > 200 THEN md5(v.value) ELSE coalesce(v.value, '') END FROM (SELECT args ->> name) AS v (value)
+$$;
+COMMENT ON FUNCTION pgqueue.batch_key IS 'The value of a job''s argument as the key of its window: cut to a digest if it is long, empty if there is none';
+
 -- One number instead of a row: a scalar in the SELECT list needs no tuplestore (10 us). Its sign tells what
 -- created tells elsewhere: negative when the key already had a job.
 -- checked: the caller has applied these rules itself, with its own limit of size; the table's CHECKs remain.
@@ -1557,7 +1579,8 @@ CREATE FUNCTION pgqueue.put_job(
   run_at timestamptz DEFAULT NULL, idempotency_key text DEFAULT NULL, key_ttl interval DEFAULT NULL, headers jsonb DEFAULT NULL,
   max_attempts integer DEFAULT NULL, retry jsonb DEFAULT NULL, timeout_s double precision DEFAULT NULL,
   expires_at timestamptz DEFAULT NULL, concurrency_key text DEFAULT NULL, tags text[] DEFAULT NULL,
-  parent_id bigint DEFAULT NULL, wake boolean DEFAULT true, checked boolean DEFAULT false)
+  parent_id bigint DEFAULT NULL, wake boolean DEFAULT true, checked boolean DEFAULT false,
+  window_s double precision DEFAULT NULL, batch_key text DEFAULT NULL)
 RETURNS bigint LANGUAGE plpgsql VOLATILE SECURITY DEFINER SET search_path = pg_catalog, pg_temp AS $$
 #variable_conflict use_column
 DECLARE
@@ -1568,7 +1591,7 @@ DECLARE
   asleep boolean;
 BEGIN
   IF put_job.checked AND put_job.idempotency_key IS NULL AND put_job.queue IS NOT NULL AND put_job.priority IS NOT NULL
-      AND put_job.max_attempts IS NOT NULL THEN
+      AND put_job.max_attempts IS NOT NULL AND put_job.window_s = 0 THEN
     job_id := nextval('pgqueue.job_seq');
   ELSE
     IF NOT put_job.checked THEN
@@ -1576,8 +1599,13 @@ BEGIN
         put_job.run_at, put_job.idempotency_key, put_job.key_ttl, put_job.headers, put_job.max_attempts)
         AND pgqueue.check_options(put_job.retry, put_job.timeout_s, put_job.expires_at, put_job.concurrency_key, put_job.tags);
     END IF;
-    IF put_job.queue IS NULL OR put_job.priority IS NULL OR put_job.max_attempts IS NULL THEN
-      SELECT t.queue, t.priority, t.max_attempts INTO known FROM pgqueue.tasks t WHERE t.name = put_job.task;
+    IF put_job.queue IS NULL OR put_job.priority IS NULL OR put_job.max_attempts IS NULL OR put_job.window_s IS NULL THEN
+      SELECT t.queue, t.priority, t.max_attempts, t.batch_window_s, t.batch_key INTO known FROM pgqueue.tasks t WHERE t.name = put_job.task;
+      -- Who knows the task's attempts has its code, and knows whether it has a window.
+      IF put_job.window_s IS NULL OR put_job.max_attempts IS NULL THEN
+        put_job.window_s := known.batch_window_s;
+        put_job.batch_key := known.batch_key;
+      END IF;
       put_job.queue := coalesce(put_job.queue, known.queue, 'default');
       put_job.priority := coalesce(put_job.priority, known.priority, 5);
       put_job.max_attempts := coalesce(put_job.max_attempts, known.max_attempts, 6);
@@ -1590,6 +1618,16 @@ BEGIN
       IF NOT first.taken THEN
         RETURN -job_id;
       END IF;
+    END IF;
+    IF put_job.window_s > 0 THEN
+      moment := clock_timestamp();
+      INSERT INTO pgqueue.jobs (id, created_at, run_at, priority, max_attempts, state, hold_reason, batch_key, queue, task, args, headers,
+          tags, idempotency_key, concurrency_key, timeout_s, expires_at, retry, parent_id)
+        VALUES (job_id, moment, pgqueue.window_end(greatest(moment, put_job.run_at, moment + put_job.delay), put_job.window_s),
+          put_job.priority, put_job.max_attempts, 'held', 'window', pgqueue.batch_key(put_job.args, put_job.batch_key), put_job.queue,
+          put_job.task, put_job.args, put_job.headers, put_job.tags, put_job.idempotency_key, put_job.concurrency_key, put_job.timeout_s,
+          put_job.expires_at, put_job.retry, put_job.parent_id);
+      RETURN job_id;
     END IF;
   END IF;
 
@@ -1633,7 +1671,8 @@ CREATE FUNCTION pgqueue.put_jobs(
   run_at timestamptz DEFAULT NULL, idempotency_keys text[] DEFAULT NULL, key_ttl interval DEFAULT NULL, headers jsonb DEFAULT NULL,
   max_attempts integer DEFAULT NULL, retry jsonb DEFAULT NULL, timeout_s double precision DEFAULT NULL,
   expires_at timestamptz DEFAULT NULL, concurrency_key text DEFAULT NULL, tags text[] DEFAULT NULL,
-  parent_id bigint DEFAULT NULL, wake boolean DEFAULT true, checked boolean DEFAULT false)
+  parent_id bigint DEFAULT NULL, wake boolean DEFAULT true, checked boolean DEFAULT false,
+  window_s double precision DEFAULT NULL, batch_key text DEFAULT NULL)
 RETURNS bigint[] LANGUAGE plpgsql VOLATILE SECURITY DEFINER SET search_path = pg_catalog, pg_temp AS $$
 #variable_conflict use_column
 DECLARE
@@ -1660,7 +1699,11 @@ BEGIN
     PERFORM pgqueue.check_key(format('idempotency_keys[%s]', k.i - 1), k.key)
       FROM unnest(put_jobs.idempotency_keys) WITH ORDINALITY AS k (key, i) WHERE k.key IS NOT NULL;
   END IF;
-  SELECT t.queue, t.priority, t.max_attempts INTO known FROM pgqueue.tasks t WHERE t.name = put_jobs.task;
+  SELECT t.queue, t.priority, t.max_attempts, t.batch_window_s, t.batch_key INTO known FROM pgqueue.tasks t WHERE t.name = put_jobs.task;
+  IF put_jobs.window_s IS NULL OR put_jobs.max_attempts IS NULL THEN
+    put_jobs.window_s := known.batch_window_s;
+    put_jobs.batch_key := known.batch_key;
+  END IF;
   put_jobs.queue := coalesce(put_jobs.queue, known.queue, 'default');
   put_jobs.priority := coalesce(put_jobs.priority, known.priority, 5);
   put_jobs.max_attempts := coalesce(put_jobs.max_attempts, known.max_attempts, 6);
@@ -1677,12 +1720,17 @@ BEGIN
 
   moment := clock_timestamp();
   due := greatest(moment, put_jobs.run_at, moment + put_jobs.delay);
+  IF put_jobs.window_s > 0 THEN
+    due := pgqueue.window_end(due, put_jobs.window_s);
+  END IF;
   INSERT INTO pgqueue.jobs (id, created_at, run_at, ready_seq, priority, max_attempts, state, queue, task, args, headers, tags,
-      idempotency_key, concurrency_key, timeout_s, expires_at, retry, parent_id)
+      idempotency_key, concurrency_key, timeout_s, expires_at, retry, parent_id, hold_reason, batch_key)
     SELECT j.id, moment, due, CASE WHEN due = moment THEN j.id END, put_jobs.priority, put_jobs.max_attempts,
-      CASE WHEN due = moment THEN 'ready' ELSE 'scheduled' END, put_jobs.queue, put_jobs.task, j.arg,
+      CASE WHEN put_jobs.window_s > 0 THEN 'held' WHEN due = moment THEN 'ready' ELSE 'scheduled' END, put_jobs.queue, put_jobs.task, j.arg,
       put_jobs.headers, put_jobs.tags, j.key, put_jobs.concurrency_key, put_jobs.timeout_s,
-      put_jobs.expires_at, put_jobs.retry, put_jobs.parent_id
+      put_jobs.expires_at, put_jobs.retry, put_jobs.parent_id,
+      CASE WHEN put_jobs.window_s > 0 THEN 'window' END,
+      CASE WHEN put_jobs.window_s > 0 THEN pgqueue.batch_key(j.arg, put_jobs.batch_key) END
     FROM ROWS FROM (unnest(ids), jsonb_array_elements(put_jobs.args), unnest(put_jobs.idempotency_keys)) AS j (id, arg, key)
     WHERE j.id > 0;
   IF put_jobs.wake AND due = moment THEN
@@ -1858,13 +1906,13 @@ BEGIN
   END IF;
   moment := clock_timestamp();
   due := greatest(moment, reschedule.run_at, moment + reschedule.delay);
-  -- A held job waits for something else than a moment, and would forget what.
-  IF job.state IN ('running', 'held') OR job.state = 'ready' AND due = moment THEN
+  -- A held job waits for something else than a moment, and would forget what; but one of a window may leave it.
+  IF job.state = 'running' OR job.hold_reason <> 'window' OR job.state = 'ready' AND due = moment THEN
     RETURN job.state;
   ELSIF job.expires_at <= due THEN
     RETURN 'expires';
   END IF;
-  UPDATE pgqueue.jobs SET run_at = due, state = CASE WHEN due = moment THEN 'ready' ELSE 'scheduled' END,
+  UPDATE pgqueue.jobs SET run_at = due, state = CASE WHEN due = moment THEN 'ready' ELSE 'scheduled' END, hold_reason = NULL,
       ready_seq = CASE WHEN due = moment THEN nextval('pgqueue.job_seq') END
     WHERE id = reschedule.job_id;
   INSERT INTO pgqueue.job_transitions (job_id, from_state, to_state, reason, actor, queue, task, attempt, next_run_at, note)
@@ -1877,7 +1925,7 @@ BEGIN
   END IF;
   RETURN 'rescheduled';
 END $$;
-COMMENT ON FUNCTION pgqueue.reschedule IS 'Moves a scheduled or ready job to another moment (rescheduled), or says why not: ready (it is due already), running, held, expires (before that moment), ended, unknown';
+COMMENT ON FUNCTION pgqueue.reschedule IS 'Moves a scheduled or ready job, or one of a window, to another moment (rescheduled), or says why not: ready (it is due already), running, held, expires (before that moment), ended, unknown';
 
 CREATE FUNCTION pgqueue.redrive(job_id bigint, reason text DEFAULT NULL, actor text DEFAULT NULL, via text DEFAULT NULL,
                                 queue text DEFAULT NULL, priority integer DEFAULT NULL, delay interval DEFAULT NULL)

@@ -24,12 +24,20 @@ class RegisteredTask:
     timeout_s: float | None
     batch: int = 0  # jobs handed to one call; 0 = one job, one call
     batch_key: str | None = None  # the argument whose value keeps jobs apart: one call per value
+    batch_window_s: float | None = (
+        None  # jobs are collected so long, and then handed to one call; None = at once
+    )
     group_commit: int = 0  # jobs that share a transaction, a savepoint each; 0 = one each
 
     @property
     def together(self) -> int:
         """How many jobs are worth taking at once."""
         return max(self.batch, self.group_commit, 1)
+
+    @property
+    def shares(self) -> bool:
+        """Whether its jobs share a call or a transaction; a batch of one is still handed over as a list."""
+        return self.batch > 0 or self.group_commit > 1
 
 
 @dataclass(frozen=True, slots=True)

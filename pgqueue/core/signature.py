@@ -15,7 +15,7 @@ from typing import Any, get_origin
 from pgqueue.errors import ConfigurationError
 
 CONTEXT_NAME = "ctx"
-CONTEXT_TYPE = "JobContext"
+CONTEXT_TYPES = frozenset({"JobContext", "AsyncJobContext", "BatchContext", "AsyncBatchContext"})
 
 _NAMES_SHOWN_MAX = 10
 _NAME_CHARS_MAX = 60
@@ -124,7 +124,7 @@ def _listed(names: frozenset[str] | set[str], *, noun: bool = True) -> str:
 def _is_context(parameter: inspect.Parameter) -> bool:
     if parameter.kind in (inspect.Parameter.VAR_POSITIONAL, inspect.Parameter.VAR_KEYWORD):
         return False
-    return parameter.name == CONTEXT_NAME or _annotation_name(parameter.annotation) == CONTEXT_TYPE
+    return parameter.name == CONTEXT_NAME or _annotation_name(parameter.annotation) in CONTEXT_TYPES
 
 
 def _rules_out_none(annotation: Any) -> bool:

@@ -41,7 +41,7 @@ REASONS: MappingProxyType[tuple[str, str], frozenset[str]] = MappingProxyType(
         ("ready", "scheduled"): frozenset({"rescheduled"}),
         ("ready", "cancelled"): _CANCELS,
         ("ready", "dead"): _NEVER_RUN,
-        ("held", "ready"): frozenset({"freed"}),
+        ("held", "ready"): frozenset({"freed", "run_now", "rescheduled"}),
         # A suspect of a worker's death is claimed alone, straight from where it is held.
         ("held", "running"): frozenset({"claimed"}),
         ("held", "scheduled"): frozenset({"rescheduled"}),
@@ -50,7 +50,7 @@ REASONS: MappingProxyType[tuple[str, str], frozenset[str]] = MappingProxyType(
         ("running", "succeeded"): frozenset({"succeeded"}),
         ("running", "scheduled"): frozenset({"retry", "snoozed"}),
         ("running", "ready"): frozenset({"released", "rescued"}),
-        ("running", "held"): _HOLDS,
+        ("running", "held"): _HOLDS | {"released"},
         ("running", "cancelled"): _CANCELS,
         ("running", "dead"): frozenset(
             {"max_retries", "gave_up", "rejected", "bad_args", "worker_crash", "expired", "timeout"}

@@ -40,7 +40,8 @@ CHECKED_JOBS_MAX: Final = 10 * CHUNK_JOBS
 class TaskDefaults:
     """What a job gets where its options say nothing; None: the database looks it up in `tasks`.
 
-    `key_ttl_s` None: 24 hours. `wake`: whether workers that sleep are notified at commit.
+    `key_ttl_s` None: 24 hours. `wake`: whether workers that sleep are notified at commit. `window_s`: over how long its
+    jobs are collected, 0 = it has no window; `batch_key`: the argument whose value keeps them apart.
     """
 
     queue: str | None = None
@@ -48,6 +49,8 @@ class TaskDefaults:
     max_attempts: int | None = None
     key_ttl_s: float | None = None
     wake: bool = True
+    window_s: float | None = None
+    batch_key: str | None = None
 
 
 @dataclass(frozen=True, slots=True)
@@ -93,7 +96,7 @@ def plan_one(
     if signature is None:  # else the name was checked when the task was registered
         check_task(task)
     text = _encode(args, signature, bytes_max)
-    if _RARE(options) == _NONE_OF_THEM and with_trace(None) is None:
+    if not defaults.window_s and _RARE(options) == _NONE_OF_THEM and with_trace(None) is None:
         queue = options.queue or defaults.queue
         return EnqueuePlan(
             task,
@@ -243,6 +246,8 @@ def _shared(
         "tags": None if options.tags is None else _array(options.tags, empty="{}"),
         "parent_id": options.parent_id,
         "wake": options.wake and defaults.wake,
+        "window_s": defaults.window_s,
+        "batch_key": defaults.batch_key,
     }
 
 

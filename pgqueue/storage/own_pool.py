@@ -42,21 +42,26 @@ CALL_S: Final = 15.0
 # A bulk's generator may think for a while between two chunks. Every name in our statements is qualified.
 _ROLE: Final = replace(PRODUCER, idle_in_transaction_ms=60_000, pins_search_path=True)
 # The one statement for all single jobs: beside two round trips more, parameters cost nothing.
-_NOT_GIVEN: Final = dict.fromkeys(
-    (
-        "delay_s",
-        "run_at",
-        "key",
-        "key_ttl_s",
-        "headers",
-        "retry",
-        "timeout_s",
-        "expires_at",
-        "concurrency_key",
-        "tags",
-        "parent_id",
-    )
-)
+_NOT_GIVEN: Final[Mapping[str, Any]] = {
+    **dict.fromkeys(
+        (
+            "delay_s",
+            "run_at",
+            "key",
+            "key_ttl_s",
+            "headers",
+            "retry",
+            "timeout_s",
+            "expires_at",
+            "concurrency_key",
+            "tags",
+            "parent_id",
+            "batch_key",
+        )
+    ),
+    # Only a task without a window is enqueued in so few words.
+    "window_s": 0,
+}
 _SyncPool = ConnectionPool[psycopg.Connection[Any]]
 _AsyncPool = AsyncConnectionPool[psycopg.AsyncConnection[Any]]
 

@@ -27,6 +27,7 @@ from pgqueue.worker.settler import Settler
 from pgqueue.worker.slots import Pool
 from pgqueue.worker.spans import begin_span, end_span
 from pgqueue.worker.state import NEVER, Running, WorkerState
+from pgqueue.worker.windows import gather_async, leads
 
 TICK_S: Final = 0.5
 
@@ -111,7 +112,7 @@ class AsyncExecutor:
         started = time.monotonic()
         along = 0
         try:
-            if job.task is not None and job.task.together > 1:
+            if job.task is not None and job.task.shares:
                 along = await self._together(pool, job, job.task.together, started)
             else:
                 await self._attempt(job, started)
@@ -121,6 +122,10 @@ class AsyncExecutor:
             self._pump()
 
     async def _together(self, pool: Pool, first: ClaimedJob, most: int, started: float) -> int:
+        if leads(first):
+            jobs = [first, *await gather_async(self._state, self._connections, first)]
+            await self._groups.run(jobs, started, asyncio.current_task())
+            return 0
         jobs = [first, *pool.take_along(first, most - 1, is_async=True)]
         if len(jobs) < most and first.task is not None and first.task.batch:
             await asyncio.sleep(LINGER_S)

@@ -13,6 +13,7 @@ from pgqueue.upkeep.chores import chores
 from pgqueue.upkeep.duties import Done, Duty, Upkeep
 from pgqueue.upkeep.promote import promote_duty
 from pgqueue.upkeep.rescue import rescue_duty
+from pgqueue.upkeep.windows import windows_duty
 from pgqueue.worker.state import WorkerState
 from pgqueue.worker.suspects import SuspectProcesses, suspects_duty
 
@@ -41,6 +42,7 @@ def worker_duties(state: WorkerState, processes: SuspectProcesses | None) -> lis
     settings = state.settings
     return [
         promote_duty(settings.promote_interval_s, state.wake.set),
+        windows_duty(settings.promote_interval_s, state.wake.set),
         rescue_duty(settings.rescue_interval_s, state.events, lambda: state.actor, state.wake.set),
         suspects_duty(settings.rescue_interval_s, state, state.queues, processes),
         Duty("free_held", settings.upkeep_interval_s, partial(_free_held, state)),

@@ -28,6 +28,7 @@ from pgqueue.worker.settler import Settler
 from pgqueue.worker.slots import Pool
 from pgqueue.worker.spans import begin_span, end_span
 from pgqueue.worker.state import NEVER, Running, WorkerState
+from pgqueue.worker.windows import gather, leads
 
 HIDDEN_ERROR: Final = "the handler swallowed a database error; nothing it wrote could be committed. Let it raise, or put the risky part into `with ctx.transaction()`"
 
@@ -72,7 +73,7 @@ class SyncExecutor:
             if job is None:
                 return
             started = time.monotonic()
-            if job.task is not None and job.task.together > 1:
+            if job.task is not None and job.task.shares:
                 kept = self._run_together(job, job.task.together, started)
             else:
                 kept = self._run(job, started)
@@ -82,6 +83,9 @@ class SyncExecutor:
                 return  # given up as stuck meanwhile: another thread has this slot
 
     def _run_together(self, first: ClaimedJob, most: int, started: float) -> bool:
+        if leads(first):
+            # Not counted as jobs along: how many calls are worth claiming ahead does not depend on their size.
+            return self._groups.run([first, *gather(self._state, self._connections, first)], started)
         jobs = [first, *self._pool.take_along(first, most - 1)]
         if len(jobs) < most and first.task is not None and first.task.batch:
             time.sleep(LINGER_S)

@@ -108,6 +108,8 @@ class Heart:
                 "queue": t.queue,
                 "priority": t.priority,
                 "max_attempts": state.registry.policy(t.name, t.queue).max_attempts,
+                "batch_window_s": t.batch_window_s,
+                "batch_key": t.batch_key,
             }
             for t in state.registry.tasks.values()
         ]

@@ -12,6 +12,7 @@ from collections import deque
 from collections.abc import Callable, Iterable
 
 from pgqueue.worker.claimed import ClaimedJob
+from pgqueue.worker.windows import leads
 
 TOGETHER_S = 5.0  # how long a batch seen keeps the claims large
 QUICK_S = 0.0002  # a task whose handler usually returns faster than a thread can be woken
@@ -62,7 +63,8 @@ class Pool:
         with self._cond:
             has_async = False
             for job in jobs:
-                if job.task is not None and job.task.together > 1:
+                # Not for one that leads a window: the others are no claims ahead, its call gathers them.
+                if job.task is not None and job.task.together > 1 and not leads(job):
                     self._together = max(self._together, job.task.together)
                     self._together_until = time.monotonic() + TOGETHER_S
                 if job.task is not None and job.task.is_async:
@@ -115,7 +117,7 @@ class Pool:
             kept: deque[ClaimedJob] = deque()
             while source and len(taken) < most:
                 job = source.popleft()
-                (taken if job.task_name == first.task_name else kept).append(job)
+                (taken if job.task_name == first.task_name and not leads(job) else kept).append(job)
             kept.extend(source)
             source.clear()
             source.extend(kept)

@@ -5,6 +5,8 @@ SELECT j.id AS job_id, j.queue, j.task, j.state,
     WHEN j.state = 'running' THEN format('it runs: attempt %s since %s on worker %s', j.attempt, j.started_at, j.worker_id)
     WHEN j.state = 'held' AND j.hold_reason = 'unknown_task' THEN format('no worker that claimed it knows task %s: deploy one that does', j.task)
     WHEN j.state = 'held' AND j.hold_reason = 'suspect' THEN 'its last process died while it ran: it is run alone, in a process of its own'
+    WHEN j.state = 'held' AND j.hold_reason = 'window' AND j.run_at > clock_timestamp() THEN format('it is collected with others until %s', j.run_at)
+    WHEN j.state = 'held' AND j.hold_reason = 'window' THEN 'its window has ended: it goes along in the window''s next call'
     WHEN j.state = 'held' THEN format('it is held: %s', j.hold_reason)
     WHEN j.state = 'scheduled' AND j.run_at > clock_timestamp() AND j.attempt > 0 THEN format('attempt %s failed: the next is at %s', j.attempt, j.run_at)
     WHEN j.state = 'scheduled' AND j.run_at > clock_timestamp() THEN format('it is not due before %s', j.run_at)

@@ -52,6 +52,50 @@ RETURNING j.id, (%(pools)s::integer[])[array_position(%(queues)s::text[], j.queu
       'claimed_epoch', date_part('epoch', clock_timestamp()))::text END AS extras,
   date_part('epoch', j.created_at) AS created_at
 
+-- name: gather_window
+-- purpose:   the jobs that go along with the one that leads their window, at the start of its call; with more left than fit, the next one
+--            leads at once
+-- called by: worker/windows.py
+-- guard:     hold_reason = 'window', re-checked under the row lock; nothing, once the leader's claim is lost
+-- locks:     the taken rows, SKIP LOCKED
+-- index:     the primary key for the leader, jobs_window_idx for the others
+-- returns:   the rows as claim_batch gives them
+WITH commit_class AS MATERIALIZED (
+  SELECT pg_catalog.set_config('synchronous_commit', 'off', true)
+), leader AS MATERIALIZED (
+  SELECT l.run_at, l.queue, l.task, l.batch_key FROM commit_class, pgqueue.jobs l
+  WHERE l.id = %(leader)s AND l.claim_id = %(leader_claim)s
+), taken AS MATERIALIZED (
+  SELECT j.id FROM leader l
+  CROSS JOIN LATERAL (
+    SELECT m.id FROM pgqueue.jobs m
+    WHERE m.run_at = l.run_at AND m.queue = l.queue AND m.task = l.task AND m.batch_key = l.batch_key AND coalesce(m.hold_reason, '') = 'window'
+    LIMIT %(most)s + 1
+    FOR UPDATE SKIP LOCKED
+  ) j
+), picked AS MATERIALIZED (
+  SELECT t.id FROM taken t LIMIT %(most)s
+), next AS (
+  UPDATE pgqueue.jobs j SET state = 'ready', hold_reason = NULL, ready_seq = pg_catalog.nextval('pgqueue.job_seq')
+  WHERE j.id = ANY (ARRAY(SELECT t.id FROM taken t EXCEPT SELECT p.id FROM picked p))
+  RETURNING pgqueue.wake(j.queue)
+), noted AS (
+  INSERT INTO pgqueue.claims (claim_id, worker_id, claimed_at, job_ids)
+  SELECT %(claim_id)s, %(worker_id)s, pg_catalog.clock_timestamp(), pg_catalog.array_agg(p.id) FROM picked p HAVING pg_catalog.count(*) > 0
+)
+UPDATE pgqueue.jobs j
+SET state = 'running', hold_reason = NULL, claim_id = %(claim_id)s, worker_id = %(worker_id)s, attempt = j.attempt + 1,
+  started_at = pg_catalog.clock_timestamp(), ready_seq = pg_catalog.nextval('pgqueue.job_seq')
+WHERE j.id = ANY (ARRAY(SELECT p.id FROM picked p))
+RETURNING j.id, %(pool)s::integer AS pool, j.task, j.args::text, j.attempt, j.max_attempts, j.priority, j.ready_seq, j.queue,
+  pg_catalog.date_part('epoch', pg_catalog.clock_timestamp() - j.run_at) AS wait_s,
+  CASE WHEN j.expires_at < pg_catalog.clock_timestamp() THEN true END AS expired,
+  CASE WHEN num_nonnulls(j.headers, j.tags, j.idempotency_key, j.concurrency_key, j.timeout_s, j.retry, j.parent_id, j.redrive_of) > 0
+    THEN pg_catalog.jsonb_build_object('headers', j.headers, 'tags', j.tags, 'idempotency_key', j.idempotency_key,
+      'concurrency_key', j.concurrency_key, 'timeout_s', j.timeout_s, 'retry', j.retry, 'parent_id', j.parent_id,
+      'redrive_of', j.redrive_of)::text END AS extras,
+  pg_catalog.date_part('epoch', j.created_at) AS created_at
+
 -- name: claim_suspect
 -- purpose:   take one job whose last process died, to run it in a process that runs nothing else
 -- called by: worker/suspects.py
@@ -146,14 +190,18 @@ WITH claim AS (
   DELETE FROM pgqueue.claims c WHERE c.claim_id = %(claim_id)s RETURNING c.claim_id, c.job_ids
 ), back AS (
   UPDATE pgqueue.jobs j
-  SET state = 'ready', attempt = greatest(0, j.attempt - 1), ready_seq = nextval('pgqueue.job_seq'), run_at = clock_timestamp(),
-    claim_id = NULL, worker_id = NULL, started_at = NULL
+  -- A job of a window goes back to the others: its call is to be one.
+  SET state = CASE WHEN j.batch_key IS NOT NULL AND j.attempt = 1 THEN 'held' ELSE 'ready' END,
+    hold_reason = CASE WHEN j.batch_key IS NOT NULL AND j.attempt = 1 THEN 'window' END,
+    ready_seq = CASE WHEN j.batch_key IS NOT NULL AND j.attempt = 1 THEN NULL ELSE nextval('pgqueue.job_seq') END,
+    run_at = CASE WHEN j.batch_key IS NOT NULL AND j.attempt = 1 THEN j.run_at ELSE clock_timestamp() END,
+    attempt = greatest(0, j.attempt - 1), claim_id = NULL, worker_id = NULL, started_at = NULL
   FROM claim c CROSS JOIN LATERAL unnest(c.job_ids) AS m (id)
   WHERE j.id = m.id AND j.claim_id = c.claim_id
-  RETURNING j.id, j.queue, j.task, j.attempt
+  RETURNING j.id, j.queue, j.task, j.attempt, j.state
 ), noted AS (
   INSERT INTO pgqueue.job_transitions (job_id, from_state, to_state, reason, actor, queue, task, attempt, claim_id)
-  SELECT b.id, 'running', 'ready', 'released', %(actor)s, b.queue, b.task, b.attempt, %(claim_id)s FROM back b
+  SELECT b.id, 'running', b.state, 'released', %(actor)s, b.queue, b.task, b.attempt, %(claim_id)s FROM back b
 )
 SELECT b.id FROM back b
 

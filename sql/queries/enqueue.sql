@@ -15,7 +15,8 @@ SELECT pgqueue.put_job(
   priority => CAST(%(priority)s AS integer),
   max_attempts => CAST(%(max_attempts)s AS integer),
   wake => CAST(%(wake)s AS boolean),
-  checked => true)
+  checked => true,
+  window_s => 0)
 
 -- name: enqueue_one
 -- purpose:   one job in the caller's transaction
@@ -42,7 +43,9 @@ SELECT pgqueue.put_job(
   tags => CAST(CAST(%(tags)s AS pg_catalog.text) AS pg_catalog.text[]),
   parent_id => CAST(%(parent_id)s AS bigint),
   wake => CAST(%(wake)s AS boolean),
-  checked => true)
+  checked => true,
+  window_s => CAST(%(window_s)s AS double precision),
+  batch_key => CAST(%(batch_key)s AS pg_catalog.text))
 
 -- name: enqueue_one_own
 -- purpose:   one job in a transaction of our own, with what it can be found by, should the answer to COMMIT be lost
@@ -71,7 +74,9 @@ FROM (
     tags => CAST(CAST(%(tags)s AS pg_catalog.text) AS pg_catalog.text[]),
     parent_id => CAST(%(parent_id)s AS bigint),
     wake => CAST(%(wake)s AS boolean),
-    checked => true) AS id
+    checked => true,
+    window_s => CAST(%(window_s)s AS double precision),
+    batch_key => CAST(%(batch_key)s AS pg_catalog.text)) AS id
   OFFSET 0
 ) AS e
 
@@ -101,7 +106,9 @@ SELECT CAST(pgqueue.put_jobs(
   tags => CAST(CAST(%(tags)s AS pg_catalog.text) AS pg_catalog.text[]),
   parent_id => CAST(%(parent_id)s AS bigint),
   wake => CAST(%(wake)s AS boolean),
-  checked => true) AS pg_catalog.text)
+  checked => true,
+  window_s => CAST(%(window_s)s AS double precision),
+  batch_key => CAST(%(batch_key)s AS pg_catalog.text)) AS pg_catalog.text)
 
 -- name: enqueue_begin
 -- purpose:   a transaction around the parts of a bulk, on a connection that commits by itself: all or none

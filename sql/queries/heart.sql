@@ -34,13 +34,15 @@ UPDATE pgqueue.queues q SET defaults = s.defaults FROM stale s WHERE q.name = s.
 -- locks:     new and changed rows, in the order of their names
 -- index:     the primary key
 -- returns:   nothing
-INSERT INTO pgqueue.tasks AS t (name, queue, priority, max_attempts)
-SELECT s.name, s.queue, s.priority, s.max_attempts
-FROM jsonb_to_recordset(%(tasks)s::jsonb) AS s (name text, queue text, priority smallint, max_attempts smallint)
+INSERT INTO pgqueue.tasks AS t (name, queue, priority, max_attempts, batch_window_s, batch_key)
+SELECT s.name, s.queue, s.priority, s.max_attempts, s.batch_window_s, s.batch_key
+FROM jsonb_to_recordset(%(tasks)s::jsonb) AS s (name text, queue text, priority smallint, max_attempts smallint, batch_window_s double precision,
+  batch_key text)
 ORDER BY s.name
 ON CONFLICT (name) DO UPDATE SET queue = excluded.queue, priority = excluded.priority, max_attempts = excluded.max_attempts,
-  updated_at = clock_timestamp()
-WHERE (t.queue, t.priority, t.max_attempts) IS DISTINCT FROM (excluded.queue, excluded.priority, excluded.max_attempts)
+  batch_window_s = excluded.batch_window_s, batch_key = excluded.batch_key, updated_at = clock_timestamp()
+WHERE (t.queue, t.priority, t.max_attempts, t.batch_window_s, t.batch_key)
+  IS DISTINCT FROM (excluded.queue, excluded.priority, excluded.max_attempts, excluded.batch_window_s, excluded.batch_key)
 
 -- name: beat
 -- purpose:   the sign of life, with the counters
@@ -128,9 +130,11 @@ DELETE FROM pgqueue.sleepers WHERE worker_id = %(id)s
 -- guard:     none
 -- locks:     none
 -- index:     the partial index of each state
--- returns:   true when these queues hold nothing ready, running, suspect or waiting for a retry
+-- returns:   true when these queues hold nothing ready, running, suspect, waiting for a retry or left of a window that has ended
 SELECT NOT EXISTS (SELECT FROM pgqueue.jobs j WHERE j.ready_seq IS NOT NULL AND j.queue = ANY (%(queues)s::text[])
     AND NOT (j.state = 'ready' AND EXISTS (SELECT FROM pgqueue.queues q WHERE q.name = j.queue AND q.paused_at IS NOT NULL)))
   AND NOT EXISTS (SELECT FROM pgqueue.jobs j WHERE j.hold_reason = 'suspect' AND j.queue = ANY (%(queues)s::text[]))
   AND NOT EXISTS (SELECT FROM pgqueue.jobs j WHERE j.ready_seq IS NULL AND j.hold_reason IS NULL AND j.queue = ANY (%(queues)s::text[])
     AND (j.attempt > 0 OR j.run_at <= (SELECT clock_timestamp())))
+  AND NOT EXISTS (SELECT FROM pgqueue.jobs j WHERE j.batch_key IS NOT NULL AND coalesce(j.hold_reason, '') = 'window' AND j.queue = ANY (%(queues)s::text[])
+    AND j.run_at <= (SELECT clock_timestamp()))

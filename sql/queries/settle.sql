@@ -89,7 +89,9 @@ WITH asked AS MATERIALIZED (
   -- commits while this statement waits for it, ends a job that would have run again.
   SELECT j.id, j.claim_id, clock_timestamp() AS moment, s.delay_s, s.max_attempts, s.buffered_s, s.run_s, s.error_type, s.error_message,
     s.error_fingerprint, s.traceback, s.note,
-    CASE WHEN j.cancel_requested_at IS NULL THEN s.kind WHEN s.kind = 'dead' THEN s.kind ELSE 'cancelled' END AS kind,
+    -- A job of a window that is given back before it failed goes back to the others, or the window's call falls apart.
+    CASE WHEN j.cancel_requested_at IS NOT NULL AND s.kind <> 'dead' THEN 'cancelled'
+      WHEN s.kind = 'released' AND j.batch_key IS NOT NULL AND j.attempt = 1 THEN 'returned' ELSE s.kind END AS kind,
     CASE WHEN j.cancel_requested_at IS NULL THEN s.reason WHEN s.kind = 'dead' THEN s.reason ELSE 'cancel_requested' END AS reason
   FROM jsonb_to_recordset(%(batch)s::jsonb) AS s (id bigint, claim_id uuid, kind text, reason text, delay_s double precision,
     max_attempts smallint, buffered_s real, run_s real, error_type text, error_message text, error_fingerprint text, traceback text,
@@ -98,10 +100,10 @@ WITH asked AS MATERIALIZED (
   FOR UPDATE OF j
 ), again AS (
   UPDATE pgqueue.jobs j SET
-    state = CASE a.kind WHEN 'released' THEN 'ready' WHEN 'held' THEN 'held' ELSE 'scheduled' END,
-    hold_reason = CASE a.kind WHEN 'held' THEN a.reason END,
+    state = CASE a.kind WHEN 'released' THEN 'ready' WHEN 'held' THEN 'held' WHEN 'returned' THEN 'held' ELSE 'scheduled' END,
+    hold_reason = CASE a.kind WHEN 'held' THEN a.reason WHEN 'returned' THEN 'window' END,
     ready_seq = CASE a.kind WHEN 'released' THEN nextval('pgqueue.job_seq') END,
-    run_at = CASE a.kind WHEN 'held' THEN j.run_at WHEN 'released' THEN a.moment ELSE a.moment + make_interval(secs => a.delay_s) END,
+    run_at = CASE a.kind WHEN 'held' THEN j.run_at WHEN 'returned' THEN j.run_at WHEN 'released' THEN a.moment ELSE a.moment + make_interval(secs => a.delay_s) END,
     attempt = CASE a.kind WHEN 'retry' THEN j.attempt ELSE greatest(0, j.attempt - 1) END,
     max_attempts = coalesce(a.max_attempts, j.max_attempts),
     errors = CASE a.kind WHEN 'retry' THEN
@@ -111,7 +113,7 @@ WITH asked AS MATERIALIZED (
       ELSE j.errors END,
     claim_id = NULL, worker_id = NULL, started_at = NULL, progress = NULL
   FROM asked a, pgqueue.jobs old
-  WHERE a.kind IN ('retry', 'snoozed', 'released', 'held') AND j.id = a.id AND j.claim_id = a.claim_id AND old.id = j.id
+  WHERE a.kind IN ('retry', 'snoozed', 'released', 'returned', 'held') AND j.id = a.id AND j.claim_id = a.claim_id AND old.id = j.id
   RETURNING j.id, j.queue, j.task, j.state, old.attempt, old.claim_id, old.worker_id,
     date_part('epoch', old.started_at - old.run_at) AS waited_s, j.run_at AS next_run_at, a.reason, a.note, a.buffered_s, a.run_s,
     a.error_type, a.error_fingerprint

@@ -21,6 +21,7 @@ CREATE TABLE pgqueue.jobs (
   tags text[],
   idempotency_key text,
   concurrency_key text,
+  batch_key text,
   hold_reason text,
   timeout_s double precision,
   expires_at timestamptz,
@@ -53,7 +54,11 @@ CREATE TABLE pgqueue.jobs (
 -- The lanes. A claim reads (queue, priority) upwards from the last place it has seen; running jobs keep their
 -- place behind it.
 CREATE INDEX jobs_lane_idx ON pgqueue.jobs (queue, priority, ready_seq) WHERE ready_seq IS NOT NULL;
-CREATE INDEX jobs_scheduled_idx ON pgqueue.jobs (run_at) WHERE ready_seq IS NULL AND hold_reason IS NULL;
+CREATE INDEX jobs_scheduled_idx ON pgqueue.jobs (run_at, id) WHERE ready_seq IS NULL AND hold_reason IS NULL;
+-- Windows: the jobs of one task and key that are collected until one moment. Empty for all other jobs, and claims change none of its
+-- columns. An expression, so that statements on windows, which say it the same way, can use no other index: by jobs_held_idx the
+-- planner would read everything that is collected.
+CREATE INDEX jobs_window_idx ON pgqueue.jobs (run_at, queue, task, batch_key, coalesce(hold_reason, '')) WHERE batch_key IS NOT NULL;
 CREATE INDEX jobs_held_idx ON pgqueue.jobs (hold_reason, queue, id) WHERE hold_reason IS NOT NULL;
 
 -- Which jobs a claim took: one row per batch, where an index on running jobs would cost one entry per job.
@@ -89,7 +94,8 @@ COMMENT ON COLUMN pgqueue.jobs.headers IS 'String map carried along: trace conte
 COMMENT ON COLUMN pgqueue.jobs.tags IS 'Free labels for filters';
 COMMENT ON COLUMN pgqueue.jobs.idempotency_key IS 'The key it was enqueued under (dedup_keys), if any';
 COMMENT ON COLUMN pgqueue.jobs.concurrency_key IS 'Jobs of one key share a limit';
-COMMENT ON COLUMN pgqueue.jobs.hold_reason IS 'Why a held job waits: unknown_task, suspect (its last process died), operator, …';
+COMMENT ON COLUMN pgqueue.jobs.batch_key IS 'Jobs of one task and key that are collected until one moment (run_at) go to one call; NULL = collected with nobody';
+COMMENT ON COLUMN pgqueue.jobs.hold_reason IS 'Why a held job waits: window (for run_at, then for the call it goes along with), unknown_task, suspect (its last process died), operator, …';
 COMMENT ON COLUMN pgqueue.jobs.timeout_s IS 'Seconds one attempt may take; NULL = the task''s own';
 COMMENT ON COLUMN pgqueue.jobs.expires_at IS 'Not worth starting after this moment: dead-lettered as expired';
 COMMENT ON COLUMN pgqueue.jobs.retry IS 'Retry policy given for this job alone; NULL = the task''s';

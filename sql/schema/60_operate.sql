@@ -84,13 +84,13 @@ BEGIN
   END IF;
   moment := clock_timestamp();
   due := greatest(moment, reschedule.run_at, moment + reschedule.delay);
-  -- A held job waits for something else than a moment, and would forget what.
-  IF job.state IN ('running', 'held') OR job.state = 'ready' AND due = moment THEN
+  -- A held job waits for something else than a moment, and would forget what; but one of a window may leave it.
+  IF job.state = 'running' OR job.hold_reason <> 'window' OR job.state = 'ready' AND due = moment THEN
     RETURN job.state;
   ELSIF job.expires_at <= due THEN
     RETURN 'expires';
   END IF;
-  UPDATE pgqueue.jobs SET run_at = due, state = CASE WHEN due = moment THEN 'ready' ELSE 'scheduled' END,
+  UPDATE pgqueue.jobs SET run_at = due, state = CASE WHEN due = moment THEN 'ready' ELSE 'scheduled' END, hold_reason = NULL,
       ready_seq = CASE WHEN due = moment THEN nextval('pgqueue.job_seq') END
     WHERE id = reschedule.job_id;
   INSERT INTO pgqueue.job_transitions (job_id, from_state, to_state, reason, actor, queue, task, attempt, next_run_at, note)
@@ -103,7 +103,7 @@ BEGIN
   END IF;
   RETURN 'rescheduled';
 END $$;
-COMMENT ON FUNCTION pgqueue.reschedule IS 'Moves a scheduled or ready job to another moment (rescheduled), or says why not: ready (it is due already), running, held, expires (before that moment), ended, unknown';
+COMMENT ON FUNCTION pgqueue.reschedule IS 'Moves a scheduled or ready job, or one of a window, to another moment (rescheduled), or says why not: ready (it is due already), running, held, expires (before that moment), ended, unknown';
 
 CREATE FUNCTION pgqueue.redrive(job_id bigint, reason text DEFAULT NULL, actor text DEFAULT NULL, via text DEFAULT NULL,
                                 queue text DEFAULT NULL, priority integer DEFAULT NULL, delay interval DEFAULT NULL)

@@ -23,6 +23,7 @@ from pgqueue.storage.statements import statement
 PRIORITIES = tuple(range(10))
 NO_FLOOR = -1
 LEASE_S = 15.0
+DAWN = "1970-01-01T00:00Z"  # before every moment in a test
 WIPED = (
     *("jobs", "claims", "job_history", "dead_letter_jobs", "job_transitions", "dedup_keys"),
     *("queues", "tasks", "workers", "sleepers", "operator_audit", "schedules", "schedule_runs"),
@@ -170,7 +171,32 @@ class Hand:
 
     def promote(self, batch: int = 1000) -> dict[str, int]:
         """How many jobs of each queue became ready."""
-        return {row["queue"]: row["count"] for row in self.run("promote_due", batch=batch)}
+        rows = self.run("promote_due", run_at=DAWN, id=0, batch=batch)
+        return {row["queue"]: row["count"] for row in rows}
+
+    def next_due(self) -> float | None:
+        """Seconds until the next scheduled job is due."""
+        seconds: float | None = self.one("next_due", run_at=DAWN, id=0)
+        return seconds
+
+    def lead(self, batch: int = 500) -> int:
+        """How many windows were given a leader, over all that have ended."""
+        found = self.run("lead_windows", run_at=DAWN, queue="", task="", key="", batch=batch)
+        return int(found[0]["led"]) if found else 0
+
+    def gather(self, leader: Taken, most: int = 1_000) -> list[Taken]:
+        """What goes along with a leader, under a fence of its own."""
+        claim_id = str(uuid.uuid4())
+        rows = self.run(
+            "gather_window",
+            leader=leader.id,
+            leader_claim=leader.claim_id,
+            most=most,
+            claim_id=claim_id,
+            worker_id=self.worker_id,
+            pool=1,
+        )
+        return [Taken(row["id"], claim_id, row) for row in rows]
 
     def free_held(
         self, *, tasks: Sequence[str], queues: Sequence[str] = ("default",), batch: int = 500

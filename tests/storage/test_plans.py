@@ -19,6 +19,7 @@ from rig.database import Database
 from pgqueue.storage.statements import STATEMENTS
 
 ROWS = 100_000
+DAWN = {"run_at": "1970-01-01T00:00Z", "id": 0}
 
 
 @pytest.fixture
@@ -175,14 +176,104 @@ def test_promotion_and_its_timer_use_the_index_of_due_times(conn: psycopg.Connec
     conn.execute(
         "UPDATE pgqueue.jobs SET run_at = clock_timestamp() - interval '1 s' WHERE state = 'scheduled' AND id % 100 = 0"
     )
-    plan = explain(conn, "promote_due", {"batch": 1000})
+    plan = explain(conn, "promote_due", {**DAWN, "batch": 1000})
     assert {s for s in scans(plan) if "jobs" in s} == {
         "Index Scan jobs_scheduled_idx",
         "Index Scan jobs_pkey",
     }
-    assert {s.replace("Only ", "") for s in scans(explain(conn, "next_due", {}))} == {
+    assert {s.replace("Only ", "") for s in scans(explain(conn, "next_due", DAWN))} == {
         "Index Scan jobs_scheduled_idx"
     }
+
+
+@pytest.mark.proves("F45")
+def test_promotion_does_not_walk_what_it_promoted_while_an_old_snapshot_keeps_it(
+    database: Database, conn: psycopg.Connection[Any]
+) -> None:
+    """20,000 due in one second, and a transaction that somebody left open."""
+    conn.execute(
+        "UPDATE pgqueue.jobs SET run_at = date_trunc('second', clock_timestamp()) - interval '10 s' + (id % 1000) * interval '1 ms'"
+        " WHERE state = 'scheduled'"
+    )
+    conn.execute("VACUUM ANALYZE pgqueue.jobs")
+    old = database.connect(autocommit=False)
+    old.execute("SELECT pg_current_xact_id()")
+    place: dict[str, Any] = dict(DAWN)
+    places = []
+    while rows := conn.execute(STATEMENTS["promote_due"], {**place, "batch": 1000}).fetchall():
+        assert rows[0][1] == 1000
+        place = {"run_at": rows[0][2], "id": rows[0][3]}
+        places.append((place["run_at"], place["id"]))
+        if len(places) == 19:
+            break
+    assert places == sorted(places)
+    conn.execute("BEGIN")
+    on_from_there = work(explain(conn, "promote_due", {**place, "batch": 1000}))
+    conn.execute("ROLLBACK")
+    from_the_start = work(explain(conn, "promote_due", {**DAWN, "batch": 1000}))
+    assert from_the_start > on_from_there + 15_000
+    old.rollback()
+
+
+def windows(conn: psycopg.Connection[Any], jobs: int, keys: int, *, late: str) -> None:
+    """`jobs` of a task with a window, by `keys` keys, which has ended so long ago."""
+    conn.execute(
+        "INSERT INTO pgqueue.tasks (name, queue, priority, max_attempts, batch_window_s, batch_key)"
+        " VALUES ('cells', 'default', 5, 3, 86400, 'cell') ON CONFLICT DO NOTHING"
+    )
+    conn.execute(
+        "SELECT count(*) FROM pgqueue.enqueue_jobs('cells', (SELECT array_agg(jsonb_build_object('cell', i %% %s)) FROM generate_series(1, %s) i))",
+        (keys, jobs),
+    )
+    conn.execute(
+        "UPDATE pgqueue.jobs SET run_at = date_trunc('minute', now()) - %s::interval WHERE hold_reason = 'window' AND run_at > now()",
+        (late,),
+    )
+
+
+def test_a_windows_statements_find_it_by_its_index_however_much_is_held(
+    conn: psycopg.Connection[Any],
+) -> None:
+    windows(conn, 20_000, 4, late="2 minutes")
+    windows(conn, 400, 400, late="1 minute")
+    conn.execute("VACUUM ANALYZE pgqueue.jobs")
+    start = {"run_at": "1970-01-01T00:00Z", "queue": "", "task": "", "key": ""}
+    plan = explain(conn, "lead_windows", {**start, "batch": 500})
+    # Once by key for what leads now; else only ever the windows' own index.
+    assert {s.replace("Only ", "") for s in scans(plan) if "jobs" in s} == {
+        "Index Scan jobs_window_idx",
+        "Index Scan jobs_pkey",
+    }
+    assert conn.execute(
+        "SELECT count(*) FROM pgqueue.jobs WHERE batch_key IS NOT NULL AND state = 'ready'"
+    ).fetchone() == (404,)
+    # The 20,000 jobs in four windows cost no more than the 400 in as many.
+    again = explain(conn, "lead_windows", {**start, "batch": 500})
+    assert work(again) < 404 * 40
+    assert {s.replace("Only ", "") for s in scans(explain(conn, "next_window", {}))} == {
+        "Index Scan jobs_window_idx"
+    }
+
+    floor = conn.execute("SELECT min(ready_seq) - 1 FROM pgqueue.jobs WHERE batch_key IS NOT NULL").fetchone()
+    assert floor is not None
+    parameters = claim_parameters(1, floor[0])
+    (leader,) = conn.execute(STATEMENTS["claim_batch"], parameters).fetchall()
+    plan = explain(
+        conn,
+        "gather_window",
+        {
+            "leader": leader[0],
+            "leader_claim": parameters["claim_id"],
+            "most": 499,
+            "claim_id": uuid.uuid4(),
+            "worker_id": parameters["worker_id"],
+            "pool": 1,
+        },
+    )
+    assert {s for s in scans(plan) if "jobs" in s} == {"Index Scan jobs_window_idx", "Index Scan jobs_pkey"}
+    assert work(plan) < 500 * 40
+    row = conn.execute("SELECT count(*) FROM pgqueue.jobs WHERE state = 'running'").fetchone()
+    assert row == (500,)
 
 
 def test_a_rescue_goes_through_the_claims_row(conn: psycopg.Connection[Any]) -> None:

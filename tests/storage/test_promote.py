@@ -118,13 +118,13 @@ def test_promotion_wakes_only_the_sleepers_of_its_queues(any_database: Database,
 
 
 def test_the_next_due_moment_is_told_in_seconds(conn: psycopg.Connection[Any], hand: Hand) -> None:
-    assert hand.one("next_due") is None
+    assert hand.next_due() is None
     enqueue(conn, delay="1 hour")
     enqueue(conn, delay="10 s")
     enqueue(conn)
-    assert 5 < hand.one("next_due") <= 10
+    assert 5 < hand.next_due() <= 10
     due(conn, late_s=30)
-    assert -60 < hand.one("next_due") <= -30
+    assert -60 < hand.next_due() <= -30
 
 
 # Upkeep.
