@@ -16,6 +16,8 @@ BEGIN
       USING ERRCODE = 'PQ003', HINT = 'SET pgqueue.downgrade_force = ''on'' loses them';
   END IF;
 END $$;
+DROP FUNCTION pgqueue.grant_roles;
+DROP FUNCTION pgqueue.role_rights;
 DROP VIEW pgqueue.held_summary;
 DROP FUNCTION pgqueue.job_timeline;
 DROP VIEW pgqueue.dead_letter_summary;
@@ -32,6 +34,8 @@ DROP FUNCTION pgqueue.drop_partition;
 DROP FUNCTION pgqueue.ensure_partitions;
 DROP TABLE pgqueue.history_sweeps;
 DROP TABLE pgqueue.upkeep_duties;
+DROP FUNCTION pgqueue.paused_queues;
+DROP FUNCTION pgqueue.register_queues;
 DROP FUNCTION pgqueue.set_queue;
 DROP FUNCTION pgqueue.resume;
 DROP FUNCTION pgqueue.pause;

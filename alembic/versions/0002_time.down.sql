@@ -13,6 +13,7 @@ BEGIN
   END IF;
 END $$;
 DROP VIEW pgqueue.schedule_status;
+DROP FUNCTION pgqueue.prune_orphans;
 DROP FUNCTION pgqueue.delete_schedule;
 DROP FUNCTION pgqueue.run_schedule;
 DROP FUNCTION pgqueue.resume_schedule;

@@ -12,6 +12,7 @@ from psycopg.rows import dict_row
 
 from pgqueue.control.desk import Desk, read
 from pgqueue.control.queues import unserved
+from pgqueue.control.roles import missing_roles, role_faults
 from pgqueue.control.rows import QueueHealth, WorkerRow
 from pgqueue.storage.connect import is_pooled
 from pgqueue.storage.drift import describe_schema, diff, expected_schema
@@ -54,7 +55,7 @@ def examine(desk: Desk) -> list[Finding]:
             findings.append(Finding("FAIL", SCHEMA_CHECK, schema.sentence, "pgqueue db upgrade"))
             return findings
         findings.append(Finding("PASS", SCHEMA_CHECK, schema.sentence))
-        for check in (_drift, _tables, _partitions, _waiting, _dead_letters, _workers, _queues):
+        for check in (_drift, _roles, _tables, _partitions, _waiting, _dead_letters, _workers, _queues):
             findings.extend(check(conn))
         findings.extend(_transactions(conn, sees_all=server["sees_all"]))
     return findings
@@ -156,6 +157,18 @@ def _drift(conn: psycopg.Connection[Any]) -> Iterator[Finding]:
         )
     if len(differences) > DIFFERENCES_SHOWN:
         yield Finding("WARN", "drift", f"{len(differences) - DIFFERENCES_SHOWN} further differences")
+
+
+def _roles(conn: psycopg.Connection[Any]) -> Iterator[Finding]:
+    missing, faults = missing_roles(conn), role_faults(conn)
+    if missing:
+        yield Finding("WARN", "roles", f"missing: {', '.join(missing)}", "pgqueue db roles")
+    for fault in faults[:DIFFERENCES_SHOWN]:
+        yield Finding(
+            "WARN" if fault.fault == "missing" else "FAIL", "roles", str(fault), "pgqueue db roles --apply"
+        )
+    if not missing and not faults:
+        yield Finding("PASS", "roles", "each of the four has exactly its rights, Public has none")
 
 
 def _tables(conn: psycopg.Connection[Any]) -> Iterator[Finding]:

@@ -1,5 +1,6 @@
 -- What the database says our schema is, object by object, for comparing two databases (storage/drift).
--- Each row is (key text, facts jsonb). Left out on purpose: day partitions (their number depends on the day),
+-- Each row is (key text, facts jsonb). Left out on purpose: what our own four roles are granted (they belong to the
+-- cluster and may be missing; roles.sql looks at them), day partitions (their number depends on the day),
 -- the order of columns (a later revision adds at the end), the owner's own rights and NOT NULL as named
 -- constraints (both differ between server versions and say nothing more), the version table (Alembic's own).
 
@@ -18,7 +19,8 @@ FROM pg_namespace n
 CROSS JOIN LATERAL (
   SELECT coalesce(jsonb_agg(format('%s: %s', CASE a.grantee WHEN 0 THEN 'PUBLIC' ELSE pg_get_userbyid(a.grantee) END, a.privilege_type)
     ORDER BY pg_get_userbyid(a.grantee), a.privilege_type), '[]') AS list
-  FROM aclexplode(coalesce(n.nspacl, acldefault('n', n.nspowner))) a WHERE a.grantee <> n.nspowner) g
+  FROM aclexplode(coalesce(n.nspacl, acldefault('n', n.nspowner))) a
+      WHERE a.grantee NOT IN (SELECT n.nspowner UNION ALL SELECT o.oid FROM pg_roles o WHERE o.rolname IN ('pgqueue_producer', 'pgqueue_worker', 'pgqueue_operator', 'pgqueue_reader'))) g
 WHERE n.nspname = 'pgqueue'
 UNION ALL
 SELECT format('default grants on %s', CASE d.defaclobjtype WHEN 'r' THEN 'tables' WHEN 'S' THEN 'sequences' WHEN 'f' THEN 'functions'
@@ -26,7 +28,8 @@ SELECT format('default grants on %s', CASE d.defaclobjtype WHEN 'r' THEN 'tables
   jsonb_build_object('grants', (
     SELECT coalesce(jsonb_agg(format('%s: %s', CASE a.grantee WHEN 0 THEN 'PUBLIC' ELSE pg_get_userbyid(a.grantee) END, a.privilege_type)
       ORDER BY pg_get_userbyid(a.grantee), a.privilege_type), '[]')
-    FROM aclexplode(d.defaclacl) a WHERE a.grantee <> d.defaclrole))
+    FROM aclexplode(d.defaclacl) a
+      WHERE a.grantee NOT IN (SELECT d.defaclrole UNION ALL SELECT o.oid FROM pg_roles o WHERE o.rolname IN ('pgqueue_producer', 'pgqueue_worker', 'pgqueue_operator', 'pgqueue_reader'))))
 FROM pg_default_acl d JOIN pg_namespace n ON n.oid = d.defaclnamespace AND d.defaclrole = n.nspowner
 WHERE n.nspname = 'pgqueue'
 
@@ -52,7 +55,8 @@ SELECT format('%s %s.%s', CASE c.relkind WHEN 'r' THEN 'table' WHEN 'p' THEN 'ta
     'grants', (
       SELECT coalesce(jsonb_agg(format('%s: %s', CASE a.grantee WHEN 0 THEN 'PUBLIC' ELSE pg_get_userbyid(a.grantee) END, a.privilege_type)
         ORDER BY pg_get_userbyid(a.grantee), a.privilege_type), '[]')
-      FROM aclexplode(c.relacl) a WHERE a.grantee <> c.relowner))
+      FROM aclexplode(c.relacl) a
+      WHERE a.grantee NOT IN (SELECT c.relowner UNION ALL SELECT o.oid FROM pg_roles o WHERE o.rolname IN ('pgqueue_producer', 'pgqueue_worker', 'pgqueue_operator', 'pgqueue_reader'))))
 FROM pg_class c JOIN pg_namespace n ON n.oid = c.relnamespace
 WHERE n.nspname = 'pgqueue' AND c.relkind IN ('r', 'p', 'v', 'm', 'S', 'f', 'c') AND c.relname <> 'alembic_version'
   AND NOT (c.relispartition AND c.relname ~ '_[0-9]{8}$')
@@ -77,7 +81,8 @@ SELECT format('column %s.%s.%s', n.nspname, c.relname, a.attname),
     'grants', (
       SELECT coalesce(jsonb_agg(format('%s: %s', CASE g.grantee WHEN 0 THEN 'PUBLIC' ELSE pg_get_userbyid(g.grantee) END, g.privilege_type)
         ORDER BY pg_get_userbyid(g.grantee), g.privilege_type), '[]')
-      FROM aclexplode(a.attacl) g WHERE g.grantee <> c.relowner))
+      FROM aclexplode(a.attacl) g
+      WHERE g.grantee NOT IN (SELECT c.relowner UNION ALL SELECT o.oid FROM pg_roles o WHERE o.rolname IN ('pgqueue_producer', 'pgqueue_worker', 'pgqueue_operator', 'pgqueue_reader'))))
 FROM pg_attribute a JOIN pg_class c ON c.oid = a.attrelid JOIN pg_namespace n ON n.oid = c.relnamespace
 LEFT JOIN pg_attrdef d ON d.adrelid = c.oid AND d.adnum = a.attnum
 WHERE n.nspname = 'pgqueue' AND c.relkind IN ('r', 'p', 'v', 'm', 'f', 'c') AND a.attnum > 0 AND NOT a.attisdropped
@@ -126,7 +131,8 @@ SELECT format('function %s.%s(%s)', n.nspname, p.proname, pg_get_function_identi
     'grants', (
       SELECT coalesce(jsonb_agg(format('%s: %s', CASE a.grantee WHEN 0 THEN 'PUBLIC' ELSE pg_get_userbyid(a.grantee) END, a.privilege_type)
         ORDER BY pg_get_userbyid(a.grantee), a.privilege_type), '[]')
-      FROM aclexplode(coalesce(p.proacl, acldefault('f', p.proowner))) a WHERE a.grantee <> p.proowner))
+      FROM aclexplode(coalesce(p.proacl, acldefault('f', p.proowner))) a
+      WHERE a.grantee NOT IN (SELECT p.proowner UNION ALL SELECT o.oid FROM pg_roles o WHERE o.rolname IN ('pgqueue_producer', 'pgqueue_worker', 'pgqueue_operator', 'pgqueue_reader'))))
 FROM pg_proc p JOIN pg_namespace n ON n.oid = p.pronamespace JOIN pg_language l ON l.oid = p.prolang
 WHERE n.nspname = 'pgqueue'
 

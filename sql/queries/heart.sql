@@ -11,21 +11,11 @@ VALUES (%(id)s, %(lock_key)s, %(lease_s)s, %(pid)s, %(host)s, %(version)s, %(kin
 -- name: register_queues
 -- purpose:   queues that a worker serves are known from its start on, with what its configuration says of them
 -- called by: worker/heart.py
--- guard:     ON CONFLICT, which alone would wait for whoever is changing the row; only rows that change
+-- guard:     the function's: only rows that change
 -- locks:     new and changed rows, in the order of their names
 -- index:     the primary key
 -- returns:   nothing
-WITH configured AS (
-  SELECT u.queue, %(defaults)s::jsonb -> u.queue AS defaults FROM unnest(%(queues)s::text[]) AS u (queue)
-), made AS (
-  INSERT INTO pgqueue.queues (name, defaults) SELECT c.queue, coalesce(c.defaults, '{}') FROM configured c
-  WHERE NOT EXISTS (SELECT FROM pgqueue.queues q WHERE q.name = c.queue) ORDER BY c.queue
-  ON CONFLICT (name) DO NOTHING
-), stale AS (
-  SELECT q.name, c.defaults FROM configured c JOIN pgqueue.queues q ON q.name = c.queue
-  WHERE c.defaults IS NOT NULL AND c.defaults <> q.defaults ORDER BY q.name FOR UPDATE OF q
-)
-UPDATE pgqueue.queues q SET defaults = s.defaults FROM stale s WHERE q.name = s.name
+SELECT pgqueue.register_queues(%(queues)s::text[], %(defaults)s::jsonb)
 
 -- name: register_tasks
 -- purpose:   the tasks' defaults, for producers that do not have the code
@@ -75,11 +65,7 @@ WHERE c.worker_id = %(id)s AND j.cancel_requested_at IS NOT NULL
 -- locks:     rows whose pause has ended
 -- index:     none; the table is small
 -- returns:   names
-WITH lifted AS (
-  UPDATE pgqueue.queues SET paused_at = NULL, paused_by = NULL, pause_reason = NULL, paused_until = NULL
-  WHERE paused_at IS NOT NULL AND paused_until <= clock_timestamp()
-)
-SELECT q.name FROM pgqueue.queues q WHERE q.paused_at IS NOT NULL AND (q.paused_until IS NULL OR q.paused_until > clock_timestamp())
+SELECT q.name FROM pgqueue.paused_queues() AS q (name)
 
 -- name: queue_objectives
 -- purpose:   within how many seconds jobs of a worker's queues are to start, so that it can count which did

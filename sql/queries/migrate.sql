@@ -96,22 +96,16 @@ CREATE TABLE IF NOT EXISTS pgqueue.alembic_version (
 ALTER TABLE pgqueue.alembic_version ADD COLUMN IF NOT EXISTS code_from varchar(32)
 
 -- name: migrate_describe_table
--- purpose:   comments for people, and reading rights for our roles where they exist
+-- purpose:   comments for people, and the rights of our roles on what Alembic made itself
 -- called by: storage/frozen, after each revision
 -- returns:   nothing
 DO $$
-DECLARE
-  reader name;
 BEGIN
   COMMENT ON TABLE pgqueue.alembic_version IS 'Which revision this schema is at; written by pgqueue db upgrade';
   COMMENT ON COLUMN pgqueue.alembic_version.version_num IS 'The revision';
   COMMENT ON COLUMN pgqueue.alembic_version.code_from IS 'Programs whose own newest revision is this one or later run on the schema; older ones refuse';
   REVOKE ALL ON pgqueue.alembic_version FROM PUBLIC;
-  FOR reader IN SELECT r.rolname FROM pg_catalog.pg_roles r
-    WHERE r.rolname IN ('pgqueue_producer', 'pgqueue_worker', 'pgqueue_operator', 'pgqueue_reader') ORDER BY 1
-  LOOP
-    EXECUTE pg_catalog.format('GRANT SELECT ON pgqueue.alembic_version TO %I', reader);
-  END LOOP;
+  PERFORM pgqueue.grant_roles();
 END $$
 
 -- name: migrate_drop_version_table

@@ -115,9 +115,7 @@ RETURNING s.name
 -- locks:     the rows
 -- index:     none; the table is small
 -- returns:   (name text, deleted boolean)
-SELECT o.name, pgqueue.delete_schedule(o.name, 'no longer defined in code', %(actor)s, 'code')
-FROM (SELECT s.name FROM pgqueue.schedules s WHERE s.orphaned_at IS NOT NULL AND s.defined_in = %(defined_in)s
-      ORDER BY s.name) o
+SELECT o.schedule, o.deleted FROM pgqueue.prune_orphans(%(defined_in)s, %(actor)s) o
 
 -- name: prune_schedule_runs
 -- purpose:   drop old rows of the fire log

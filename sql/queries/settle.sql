@@ -31,22 +31,23 @@ RETURNING job_id
 -- guard:     claim_id, and the transaction-local mark set when the transaction began; raises PQ001 or PQ002
 -- locks:     the settled row
 -- index:     the primary key
--- returns:   nothing of interest
+-- returns:   nothing of interest. It runs under the application's own search_path, so all in it is
+--            qualified
 WITH gone AS (
   DELETE FROM pgqueue.jobs j
-  WHERE j.id = %(id)s AND j.claim_id = %(claim_id)s
+  WHERE j.id OPERATOR(pg_catalog.=) %(id)s AND j.claim_id OPERATOR(pg_catalog.=) %(claim_id)s
   RETURNING j.*
 ), kept AS (
   INSERT INTO pgqueue.job_history (job_id, enqueued_at, due_at, started_at, finished_at, claim_id, worker_id, ready_seq, wait_s, run_s,
     priority, attempts, max_attempts, state, queue, task, args, result, headers, tags, idempotency_key, errors, parent_id, redrive_of)
-  SELECT g.id, g.created_at, g.run_at, g.started_at, clock_timestamp(), g.claim_id, g.worker_id, g.ready_seq,
-    greatest(0, date_part('epoch', g.started_at - g.run_at) + %(buffered)s), %(run)s,
-    g.priority, g.attempt, g.max_attempts, 'succeeded', g.queue, g.task, g.args, %(result)s::jsonb, g.headers, g.tags, g.idempotency_key,
+  SELECT g.id, g.created_at, g.run_at, g.started_at, pg_catalog.clock_timestamp(), g.claim_id, g.worker_id, g.ready_seq,
+    greatest(0, pg_catalog.date_part('epoch', g.started_at OPERATOR(pg_catalog.-) g.run_at) OPERATOR(pg_catalog.+) %(buffered)s), %(run)s,
+    g.priority, g.attempt, g.max_attempts, 'succeeded', g.queue, g.task, g.args, %(result)s::pg_catalog.jsonb, g.headers, g.tags, g.idempotency_key,
     g.errors, g.parent_id, g.redrive_of
   FROM gone g
   RETURNING job_id
 )
-SELECT pgqueue.assert_settled((SELECT count(*) FROM kept), 1, %(mark)s)
+SELECT pgqueue.assert_settled((SELECT pg_catalog.count(*) FROM kept), 1, %(mark)s)
 
 -- name: settle_many_in_transaction
 -- purpose:   end the claims of a batch or a group as the last statement of the transaction that holds their effects
@@ -54,28 +55,28 @@ SELECT pgqueue.assert_settled((SELECT count(*) FROM kept), 1, %(mark)s)
 -- guard:     claim_id, and the transaction-local mark; raises PQ001 or PQ002
 -- locks:     the settled rows
 -- index:     the primary key
--- returns:   nothing of interest
+-- returns:   nothing of interest. Qualified as above; unnest of several arrays takes no schema, and is the server's own
 WITH asked AS MATERIALIZED (
-  SELECT a.id, a.claim_id, a.buffered_s, a.run_s, nullif(a.result, 'null') AS result
+  SELECT a.id, a.claim_id, a.buffered_s, a.run_s, CASE WHEN a.result OPERATOR(pg_catalog.<>) 'null' THEN a.result END AS result
   FROM ROWS FROM (
-    unnest(%(ids)s::bigint[], %(claims)s::uuid[], %(buffered)s::real[], %(runs)s::real[]),
-    jsonb_array_elements(%(results)s::jsonb)
+    unnest(%(ids)s::bigint[], %(claims)s::pg_catalog.uuid[], %(buffered)s::real[], %(runs)s::real[]),
+    pg_catalog.jsonb_array_elements(%(results)s::pg_catalog.jsonb)
   ) AS a (id, claim_id, buffered_s, run_s, result)
 ), gone AS (
   DELETE FROM pgqueue.jobs j USING asked a
-  WHERE j.id = a.id AND j.claim_id = a.claim_id
+  WHERE j.id OPERATOR(pg_catalog.=) a.id AND j.claim_id OPERATOR(pg_catalog.=) a.claim_id
   RETURNING j.*, a.buffered_s, a.run_s, a.result
 ), kept AS (
 INSERT INTO pgqueue.job_history (job_id, enqueued_at, due_at, started_at, finished_at, claim_id, worker_id, ready_seq, wait_s, run_s,
   priority, attempts, max_attempts, state, queue, task, args, result, headers, tags, idempotency_key, errors, parent_id, redrive_of)
-SELECT g.id, g.created_at, g.run_at, g.started_at, clock_timestamp(), g.claim_id, g.worker_id, g.ready_seq,
-  greatest(0, date_part('epoch', g.started_at - g.run_at) + g.buffered_s), g.run_s,
+SELECT g.id, g.created_at, g.run_at, g.started_at, pg_catalog.clock_timestamp(), g.claim_id, g.worker_id, g.ready_seq,
+  greatest(0, pg_catalog.date_part('epoch', g.started_at OPERATOR(pg_catalog.-) g.run_at) OPERATOR(pg_catalog.+) g.buffered_s), g.run_s,
   g.priority, g.attempt, g.max_attempts, 'succeeded', g.queue, g.task, g.args, g.result, g.headers, g.tags, g.idempotency_key, g.errors,
   g.parent_id, g.redrive_of
 FROM gone g
 RETURNING job_id
 )
-SELECT pgqueue.assert_settled((SELECT count(*) FROM kept), (SELECT count(*)::integer FROM asked), %(mark)s)
+SELECT pgqueue.assert_settled((SELECT pg_catalog.count(*) FROM kept), (SELECT pg_catalog.count(*)::integer FROM asked), %(mark)s)
 
 -- name: settle_otherwise
 -- purpose:   end claims in any other way: retry, snooze, release, hold, dead letter, cancel; with their audit rows

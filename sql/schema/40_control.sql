@@ -119,6 +119,7 @@ CREATE TABLE pgqueue.operator_audit (
   id bigint GENERATED ALWAYS AS IDENTITY PRIMARY KEY,
   at timestamptz NOT NULL DEFAULT clock_timestamp(),
   actor text NOT NULL,
+  db_role text NOT NULL DEFAULT session_user,
   via text NOT NULL,
   action text NOT NULL,
   target text NOT NULL,
@@ -130,7 +131,8 @@ CREATE TABLE pgqueue.operator_audit (
 COMMENT ON TABLE pgqueue.operator_audit IS 'What people did to jobs, queues and dead letters; written in the transaction of the deed';
 COMMENT ON COLUMN pgqueue.operator_audit.id IS 'Row id';
 COMMENT ON COLUMN pgqueue.operator_audit.at IS 'When';
-COMMENT ON COLUMN pgqueue.operator_audit.actor IS 'Who';
+COMMENT ON COLUMN pgqueue.operator_audit.actor IS 'Who, as they said';
+COMMENT ON COLUMN pgqueue.operator_audit.db_role IS 'Who, as the server knows: the role that logged in';
 COMMENT ON COLUMN pgqueue.operator_audit.via IS 'Through which door: cli, python, sql, web';
 COMMENT ON COLUMN pgqueue.operator_audit.action IS 'cancel, run_now, reschedule, redrive, discard, pause, resume, …';
 COMMENT ON COLUMN pgqueue.operator_audit.target IS 'The object: job 12, queue critical';

@@ -308,6 +308,15 @@ BEGIN
 END $$;
 COMMENT ON FUNCTION pgqueue.delete_schedule IS 'Deletes a schedule; its runs and jobs stay. False if there is no such schedule';
 
+-- For schedulers, which may not delete a schedule otherwise.
+CREATE FUNCTION pgqueue.prune_orphans(defined_in text, actor text)
+RETURNS TABLE (schedule text, deleted boolean) LANGUAGE sql VOLATILE SECURITY DEFINER SET search_path = pg_catalog, pg_temp AS $$
+  SELECT o.name, pgqueue.delete_schedule(o.name, 'no longer defined in code', prune_orphans.actor, 'code')
+  FROM (SELECT s.name FROM pgqueue.schedules s WHERE s.orphaned_at IS NOT NULL AND s.defined_in = prune_orphans.defined_in
+        ORDER BY s.name) o;
+$$;
+COMMENT ON FUNCTION pgqueue.prune_orphans IS 'Deletes the orphans of an application, each with its audit row';
+
 CREATE VIEW pgqueue.schedule_status AS
 SELECT s.name AS schedule,
   CASE WHEN s.paused_at IS NOT NULL THEN 'paused' WHEN s.orphaned_at IS NOT NULL THEN 'orphaned'

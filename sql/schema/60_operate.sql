@@ -2,7 +2,7 @@
 
 CREATE FUNCTION pgqueue.note_operation(actor text, via text, action text, target text, reason text, matched bigint DEFAULT 1,
                                        changed bigint DEFAULT 1, detail jsonb DEFAULT NULL)
-RETURNS void LANGUAGE sql VOLATILE SET search_path = pg_catalog, pg_temp AS $$
+RETURNS void LANGUAGE sql VOLATILE SECURITY DEFINER SET search_path = pg_catalog, pg_temp AS $$
   INSERT INTO pgqueue.operator_audit (actor, via, action, target, reason, matched, changed, detail)
   VALUES (coalesce(actor, session_user), coalesce(via, 'sql'), action, target, reason, matched, changed, detail);
 $$;
@@ -226,3 +226,30 @@ BEGIN
   RETURN CASE WHEN made THEN 'created' ELSE 'changed' END;
 END $$;
 COMMENT ON FUNCTION pgqueue.set_queue IS 'Sets attributes of a queue (null = as configured or built in), making it known if it was not: created, changed or same';
+
+-- For workers, which may not change a queue's row otherwise. ON CONFLICT alone would wait for whoever is changing it.
+CREATE FUNCTION pgqueue.register_queues(queues text[], defaults jsonb) RETURNS void
+LANGUAGE sql VOLATILE SECURITY DEFINER SET search_path = pg_catalog, pg_temp AS $$
+  WITH configured AS (
+    SELECT u.queue, register_queues.defaults -> u.queue AS defaults FROM unnest(register_queues.queues) AS u (queue)
+  ), made AS (
+    INSERT INTO pgqueue.queues (name, defaults) SELECT c.queue, coalesce(c.defaults, '{}') FROM configured c
+    WHERE NOT EXISTS (SELECT FROM pgqueue.queues q WHERE q.name = c.queue) ORDER BY c.queue
+    ON CONFLICT (name) DO NOTHING
+  ), stale AS (
+    SELECT q.name, c.defaults FROM configured c JOIN pgqueue.queues q ON q.name = c.queue
+    WHERE c.defaults IS NOT NULL AND c.defaults <> q.defaults ORDER BY q.name FOR UPDATE OF q
+  )
+  UPDATE pgqueue.queues q SET defaults = s.defaults FROM stale s WHERE q.name = s.name
+$$;
+COMMENT ON FUNCTION pgqueue.register_queues IS 'Makes queues known, with what a worker''s configuration says of them; a known queue keeps its switches';
+
+CREATE FUNCTION pgqueue.paused_queues() RETURNS SETOF text
+LANGUAGE plpgsql VOLATILE SECURITY DEFINER SET search_path = pg_catalog, pg_temp AS $$
+BEGIN
+  UPDATE pgqueue.queues q SET paused_at = NULL, paused_by = NULL, pause_reason = NULL, paused_until = NULL
+    WHERE q.paused_at IS NOT NULL AND q.paused_until <= clock_timestamp();
+  RETURN QUERY SELECT q.name FROM pgqueue.queues q
+    WHERE q.paused_at IS NOT NULL AND (q.paused_until IS NULL OR q.paused_until > clock_timestamp());
+END $$;
+COMMENT ON FUNCTION pgqueue.paused_queues IS 'Queues that are paused now, after lifting the pauses whose time has come';
