@@ -10,6 +10,7 @@ from functools import cached_property
 from types import MappingProxyType
 from typing import Any, Concatenate, ParamSpec, Protocol, TypeVar, Unpack, overload
 
+from pgqueue.control.alerts import Alerts
 from pgqueue.control.dead_letters import DeadLetters
 from pgqueue.control.desk import Desk
 from pgqueue.control.jobs import Jobs
@@ -177,6 +178,11 @@ class App:
     def queues(self) -> Queues:
         """Queues: list, pause, resume; and who works on them."""
         return Queues(self._desk)
+
+    @cached_property
+    def alerts(self) -> Alerts:
+        """Alerts: list, check, acknowledge, silence, rules."""
+        return Alerts(self._desk)
 
     def timeline(self, job_id: int) -> Sequence[TimelineEntry]:
         """One job's life, in order. Raises NotFoundError."""

@@ -248,6 +248,32 @@ class LeaderChanged:
     note: str = ""
 
 
+@dataclass(frozen=True, slots=True, kw_only=True)
+class AlertChanged:
+    """An alert is `firing`, or was `resolved` after `lasted_s`. `key`: what it is about, empty = the database."""
+
+    event_id: int
+    alert: str
+    kind: str
+    key: str
+    state: str
+    severity: str
+    value: float
+    threshold: float
+    lasted_s: float
+    silenced: bool
+    runbook: str
+
+
+@dataclass(frozen=True, slots=True)
+class AlertUndelivered:
+    """A sink could not be told of so many alerts, and no more tries are made."""
+
+    sink: str
+    alerts: int
+    cause: str
+
+
 Event = (
     AttemptEnded
     | AttemptsSucceeded
@@ -270,6 +296,8 @@ Event = (
     | ScheduleMissed
     | ScheduleFailed
     | LeaderChanged
+    | AlertChanged
+    | AlertUndelivered
 )
 Listener = Callable[[object], None]
 
