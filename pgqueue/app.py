@@ -11,6 +11,7 @@ from types import MappingProxyType
 from typing import Any, Concatenate, ParamSpec, Protocol, TypeVar, Unpack, overload
 
 from pgqueue.app_outbox import OutboxFace
+from pgqueue.control.alerts import Alerts
 from pgqueue.control.dead_letters import DeadLetters
 from pgqueue.control.desk import Desk
 from pgqueue.control.jobs import Jobs
@@ -180,6 +181,11 @@ class App(OutboxFace):
     def queues(self) -> Queues:
         """Queues: list, pause, resume; and who works on them."""
         return Queues(self._desk)
+
+    @cached_property
+    def alerts(self) -> Alerts:
+        """Alerts: list, check, acknowledge, silence, rules."""
+        return Alerts(self._desk)
 
     def timeline(self, job_id: int) -> Sequence[TimelineEntry]:
         """One job's life, in order. Raises NotFoundError."""

@@ -40,6 +40,8 @@ from pgqueue._settings_tables import QueueSettings, RetrySettings, WebhookSettin
 from pgqueue._settings_values import Dsn, Seconds, Words, json_table
 from pgqueue.errors import ConfigurationError
 
+SECRET_CHARS_MIN = 16
+
 __all__ = [
     "RetrySettings",
     "SettingDoc",
@@ -186,6 +188,16 @@ class Settings(BaseSettings):
         le=65_535,
         description="Port of /healthz and /readyz; 0 takes a free one, unset serves nothing.",
     )
+    alert_interval_s: Seconds = Field(15.0, ge=0.1, le=3600, description="How often alerts are evaluated.")
+    alert_takeover_s: Seconds = Field(
+        60.0, ge=0.2, le=86_400, description="Silence of the schedulers after which workers evaluate alerts."
+    )
+    alert_webhook_url: str = Field(
+        "", repr=False, description="Where alerts are posted to, as JSON. Empty: nowhere."
+    )
+    alert_webhook_secret: str = Field(
+        "", repr=False, description="Shared secret that signs those posts; needed with alert_webhook_url."
+    )
     retry: Annotated[RetrySettings, NoDecode, BeforeValidator(json_table)] = Field(
         default_factory=RetrySettings,
         description="Retry policies: tables `retry.default`, `retry.queues.NAME`, `retry.tasks.NAME`.",
@@ -271,6 +283,21 @@ RELATIONS: tuple[tuple[frozenset[str], Callable[[Settings], bool], str], ...] = 
         frozenset({"poll_min_s", "poll_max_s"}),
         lambda s: s.poll_min_s <= s.poll_max_s,
         "poll_min_s must be at most poll_max_s: lower it",
+    ),
+    (
+        frozenset({"alert_interval_s", "alert_takeover_s"}),
+        lambda s: 2 * s.alert_interval_s <= s.alert_takeover_s,
+        "alert_takeover_s must be at least twice alert_interval_s, or workers evaluate beside a scheduler: raise it",
+    ),
+    (
+        frozenset({"alert_webhook_url", "alert_webhook_secret"}),
+        lambda s: not s.alert_webhook_url or len(s.alert_webhook_secret) >= SECRET_CHARS_MIN,
+        "alert_webhook_secret must have at least 16 characters where alert_webhook_url is set: set it",
+    ),
+    (
+        frozenset({"alert_webhook_url"}),
+        lambda s: not s.alert_webhook_url or s.alert_webhook_url.startswith(("https://", "http://")),
+        "alert_webhook_url must begin with https:// or http://: write it whole",
     ),
 )
 

@@ -15,6 +15,7 @@ from typing import Annotated, Any, Final, NoReturn
 import typer
 
 from pgqueue.cli import (
+    alerts,
     bench,
     db,
     demo,
@@ -67,7 +68,21 @@ def _options(
     )
 
 
-for noun in (work, scheduler, relay, jobs, dlq, queues, schedules, outbox, look, health, exporter, bench):
+for noun in (
+    work,
+    scheduler,
+    relay,
+    jobs,
+    dlq,
+    queues,
+    schedules,
+    outbox,
+    alerts,
+    look,
+    health,
+    exporter,
+    bench,
+):
     noun.register(app)
 app.command()(demo.demo)
 app.add_typer(db.app, name="db")

@@ -310,6 +310,32 @@ class RelayChanged:
     sinks: tuple[str, ...] = ()
 
 
+@dataclass(frozen=True, slots=True, kw_only=True)
+class AlertChanged:
+    """An alert is `firing`, or was `resolved` after `lasted_s`. `key`: what it is about, empty = the database."""
+
+    event_id: int
+    alert: str
+    kind: str
+    key: str
+    state: str
+    severity: str
+    value: float
+    threshold: float
+    lasted_s: float
+    silenced: bool
+    runbook: str
+
+
+@dataclass(frozen=True, slots=True)
+class AlertUndelivered:
+    """A sink could not be told of so many alerts, and no more tries are made."""
+
+    sink: str
+    alerts: int
+    cause: str
+
+
 Event = (
     AttemptEnded
     | AttemptsSucceeded
@@ -337,6 +363,8 @@ Event = (
     | OutboxFailed
     | SinkChanged
     | RelayChanged
+    | AlertChanged
+    | AlertUndelivered
 )
 Listener = Callable[[object], None]
 

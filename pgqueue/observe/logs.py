@@ -18,6 +18,8 @@ import structlog
 from structlog.typing import FilteringBoundLogger
 
 from pgqueue.core.events import (
+    AlertChanged,
+    AlertUndelivered,
     AttemptEnded,
     AttemptsSucceeded,
     ClaimLostSeen,
@@ -48,6 +50,7 @@ from pgqueue.settings import Settings
 
 __all__ = ["LogListener", "configure_logging"]
 
+_ALERT_LEVELS: Final = {"page": "error", "warn": "warning", "info": "info"}
 _LEVELS: Final = {"retry": "warning", "dead": "error"}
 _TRACEPARENT: Final = re.compile(r"[0-9a-f]{2}-([0-9a-f]{32})-([0-9a-f]{16})-[0-9a-f]{2}")
 _EVENT_NAMES: Final = {"heartbeat_late": "heartbeat.late"}
@@ -91,6 +94,8 @@ class LogListener:
             OutboxFailed: self._undelivered,
             SinkChanged: self._sink_changed,
             RelayChanged: self._relay,
+            AlertChanged: self._alert,
+            AlertUndelivered: self._alert_undelivered,
         }
 
     def __call__(self, event: object) -> None:
@@ -311,6 +316,28 @@ class LogListener:
 
     def _relay(self, event: RelayChanged) -> None:
         self._line("info", f"relay.{event.status}", relay_id=event.relay_id, sinks=",".join(event.sinks))
+
+    def _alert(self, event: AlertChanged) -> None:
+        level = _ALERT_LEVELS[event.severity] if event.state == "firing" and not event.silenced else "info"
+        self._line(
+            level,
+            f"alert.{event.state}",
+            alert=event.alert,
+            kind=event.kind,
+            key=event.key,
+            severity=event.severity,
+            value=round(event.value, 3),
+            threshold=round(event.threshold, 3),
+            alert_id=event.event_id,
+            runbook=event.runbook,
+            **({"lasted_s": round(event.lasted_s, 3)} if event.state == "resolved" else {}),
+            **({"silenced": True} if event.silenced else {}),
+        )
+
+    def _alert_undelivered(self, event: AlertUndelivered) -> None:
+        self._line(
+            "error", "alert.undelivered", sink=event.sink, alerts_count=event.alerts, cause=event.cause
+        )
 
     def _limited(self, limit_key: str, name: str, /, **facts: Any) -> None:
         with self._lock:

@@ -14,9 +14,9 @@ from pgqueue.core.message import inherited
 from pgqueue.core.names import check_headers, check_key, check_topic
 from pgqueue.core.payload import PAYLOAD_BYTES_MAX, encode_args
 from pgqueue.errors import InvalidArguments
-from pgqueue.producer.trace import with_trace
 from pgqueue.storage.binding import AsyncWhere, SyncWhere, run_async, run_one
 from pgqueue.storage.own_pool import OwnConnections
+from pgqueue.tracing import with_trace
 
 EmitPlan = Mapping[str, Any]
 """The parameters of emit_one."""

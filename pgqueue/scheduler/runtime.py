@@ -31,6 +31,7 @@ from pgqueue.storage.connect import CHORES, LEADER, connect
 from pgqueue.storage.faults import surfaced
 from pgqueue.storage.link import Link, Trouble
 from pgqueue.storage.migrate import require_head
+from pgqueue.upkeep.alerts import alerts_duty
 from pgqueue.upkeep.chores import chores
 from pgqueue.upkeep.duties import Upkeep
 from pgqueue.upkeep.promote import promote_duty
@@ -130,6 +131,7 @@ class Scheduler:
             [
                 promote_duty(settings.promote_interval_s, lambda: None),
                 rescue_duty(settings.rescue_interval_s, self.events, lambda: actor, lambda: None),
+                alerts_duty(settings, self.events, lambda: actor, leads=lambda: self._leadership.leads),
                 *chores(settings, actor),
             ],
             self.events,

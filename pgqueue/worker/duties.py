@@ -9,6 +9,7 @@ import psycopg
 
 from pgqueue.storage.connect import CHORES
 from pgqueue.storage.statements import statement
+from pgqueue.upkeep.alerts import alerts_duty
 from pgqueue.upkeep.chores import chores
 from pgqueue.upkeep.duties import Done, Duty, Upkeep
 from pgqueue.upkeep.promote import promote_duty
@@ -34,7 +35,11 @@ def worker_upkeep(state: WorkerState, dsn: str, processes: SuspectProcesses | No
             **more,
         )
 
-    return made(worker_duties(state, processes)), made(chores(state.settings, state.actor), role=CHORES)
+    shared = [
+        alerts_duty(state.settings, state.events, lambda: state.actor),
+        *chores(state.settings, state.actor),
+    ]
+    return made(worker_duties(state, processes)), made(shared, role=CHORES)
 
 
 def worker_duties(state: WorkerState, processes: SuspectProcesses | None) -> list[Duty]:

@@ -28,6 +28,7 @@ WIPED = (
     *("jobs", "claims", "job_history", "dead_letter_jobs", "job_transitions", "dedup_keys"),
     *("queues", "tasks", "workers", "sleepers", "operator_audit", "schedules", "schedule_runs"),
     *("stats_minutely", "history_sweeps", "upkeep_duties"),
+    *("alert_deliveries", "alert_events"),
 )
 
 

@@ -41,6 +41,11 @@ RELATIONS: Final[dict[str, tuple[str, str, str, str]]] = {
     "workers": ("-", "SIUD", "S", "S"),
     "sleepers": ("-", "SIUD", "S", "S"),
     "operator_audit": ("-", "-", "S", "S"),
+    "alert_rules": _VIEW,
+    "alert_events": _VIEW,
+    "alert_deliveries": ("-", "SU", "S", "S"),
+    "alert_evaluations": _VIEW,
+    "shipped_alert_rules": _VIEW,
     "alembic_version": ("S", "S", "S", "S"),
     "queue_health": _VIEW,
     "running_jobs": _VIEW,
@@ -50,6 +55,8 @@ RELATIONS: Final[dict[str, tuple[str, str, str, str]]] = {
     # Numbers of identity columns: an INSERT needs no right on them.
     "job_transitions_id_seq": NOTHING,
     "operator_audit_id_seq": NOTHING,
+    "alert_rules_id_seq": NOTHING,
+    "alert_events_id_seq": NOTHING,
 }
 
 FUNCTIONS: Final[dict[str, tuple[str, str, str, str]]] = {
@@ -79,6 +86,10 @@ FUNCTIONS: Final[dict[str, tuple[str, str, str, str]]] = {
     "set_queue": _OPERATE,
     "register_queues": _WORK,
     "paused_queues": _WORK,
+    "evaluate_alerts": ("-", "X", "X", "-"),
+    "ack_alert": _OPERATE,
+    "set_alert_rule": _OPERATE,
+    "restore_alert_rules": _OPERATE,
     "wake": _WORK,
     "assert_settled": _WORK,
     "ensure_partitions": _WORK,
@@ -97,6 +108,7 @@ FUNCTIONS: Final[dict[str, tuple[str, str, str, str]]] = {
     "job_timeline": _LOOK,
     "role_rights": ("-", "-", "X", "X"),
     # Called by other functions only, with their rights.
+    "alert_signals": NOTHING,
     "check_job": NOTHING,
     "check_key": NOTHING,
     "check_headers": NOTHING,

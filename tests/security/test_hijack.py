@@ -58,6 +58,13 @@ CALLS = {
         "worker",
         "SELECT pgqueue.register_queues(ARRAY['default', 'other'], '{\"default\": {\"owner\": \"two\"}}')",
     ),
+    "evaluate_alerts": (
+        "worker",
+        "SELECT * FROM pgqueue.evaluate_alerts('me', 'leader', 'pgqueue_0000', ARRAY['log', 'notify'])",
+    ),
+    "ack_alert": ("operator", "SELECT pgqueue.ack_alert(1, 'why')"),
+    "set_alert_rule": ("operator", "SELECT pgqueue.set_alert_rule('NoWorkers', '{\"threshold\": 1}', 'why')"),
+    "restore_alert_rules": ("operator", "SELECT pgqueue.restore_alert_rules()"),
     "paused_queues": ("worker", "SELECT * FROM pgqueue.paused_queues()"),
     "ensure_partitions": ("worker", "SELECT pgqueue.ensure_partitions(10)"),
     "drop_partition": ("worker", "SELECT pgqueue.drop_partition(1)"),

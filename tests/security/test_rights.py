@@ -178,7 +178,7 @@ REFUSED = {
         "UPDATE pgqueue.operator_audit SET actor = 'someone else'",
         "DELETE FROM pgqueue.operator_audit",
         "TRUNCATE pgqueue.operator_audit",
-        "SELECT pgqueue.drop_partitions(1)",
+        "SELECT pgqueue.drop_partition(1)",
         "UPDATE pgqueue.queues SET paused_at = now()",
     ],
     "reader": [
