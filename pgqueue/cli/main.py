@@ -14,7 +14,21 @@ from typing import Annotated, Any, Final, NoReturn
 
 import typer
 
-from pgqueue.cli import bench, db, demo, dlq, exporter, health, jobs, look, queues, scheduler, schedules, work
+from pgqueue.cli import (
+    bench,
+    db,
+    demo,
+    dlq,
+    exporter,
+    health,
+    jobs,
+    look,
+    queues,
+    retention,
+    scheduler,
+    schedules,
+    work,
+)
 from pgqueue.cli.session import DSN, NO_HEADERS, OUTPUT, UTC, VERBOSE, Common, Output
 from pgqueue.errors import InvalidInput, PgQueueError
 
@@ -52,7 +66,7 @@ def _options(
     )
 
 
-for noun in (work, scheduler, jobs, dlq, queues, schedules, look, health, exporter, bench):
+for noun in (work, scheduler, jobs, dlq, queues, retention, schedules, look, health, exporter, bench):
     noun.register(app)
 app.command()(demo.demo)
 app.add_typer(db.app, name="db")
