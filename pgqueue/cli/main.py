@@ -27,6 +27,7 @@ from pgqueue.cli import (
     outbox,
     queues,
     relay,
+    retention,
     scheduler,
     schedules,
     work,
@@ -68,13 +69,14 @@ def _options(
     )
 
 
-for noun in (
+NOUNS: Final = (
     work,
     scheduler,
     relay,
     jobs,
     dlq,
     queues,
+    retention,
     schedules,
     outbox,
     alerts,
@@ -82,7 +84,8 @@ for noun in (
     health,
     exporter,
     bench,
-):
+)
+for noun in NOUNS:
     noun.register(app)
 app.command()(demo.demo)
 app.add_typer(db.app, name="db")

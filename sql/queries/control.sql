@@ -153,3 +153,12 @@ SELECT pgqueue.set_queue(%(queue)s, %(attributes)s::jsonb, %(reason)s, %(actor)s
 -- index:     none
 -- returns:   nothing of use
 SELECT pgqueue.note_operation(%(actor)s, %(via)s, %(action)s, %(target)s, %(reason)s, %(matched)s, %(changed)s, %(detail)s::jsonb)
+
+-- name: keep_history
+-- purpose:   how long a queue's history is kept
+-- called by: control/retention
+-- guard:     none
+-- locks:     the queue's row
+-- index:     the primary key
+-- returns:   (known boolean)
+SELECT pgqueue.keep_history(%(queue)s, %(days)s, %(reason)s, %(actor)s, %(via)s)

@@ -28,7 +28,7 @@ SELECT pgqueue.summarize_days()
 -- name: sample_queues
 -- purpose:   depth and lag of each queue at this moment
 -- called by: upkeep/rollups.py
--- guard:     one sample per minute and queue
+-- guard:     one sample per minute; the view is not even read when there is one
 -- locks:     the new rows
 -- index:     those of queue_health; the primary key
 -- returns:   nothing
@@ -36,6 +36,8 @@ INSERT INTO pgqueue.stats_minutely (grain_s, bucket_at, series, queue, task, out
 SELECT 60, date_bin('1 minute', clock_timestamp(), '2000-01-01 00:00:00+00'), 'queue', h.queue, '', '', 1, h.due, h.due, h.lag_s, h.lag_s,
   h.scheduled, h.held, h.running, h.slots
 FROM pgqueue.queue_health h
+WHERE NOT EXISTS (SELECT FROM pgqueue.stats_minutely s
+  WHERE s.grain_s = 60 AND s.bucket_at = date_bin('1 minute', clock_timestamp(), '2000-01-01 00:00:00+00') AND s.series = 'queue')
 ON CONFLICT DO NOTHING
 
 -- name: prune_stats

@@ -221,20 +221,21 @@ END $$;
 COMMENT ON FUNCTION pgqueue.summarize_days IS 'Notes for the newest blocks of today''s history which times they hold, so that a minute is found without reading the day';
 
 CREATE FUNCTION pgqueue.keep_history(queue text, days integer, reason text DEFAULT NULL, actor text DEFAULT NULL, via text DEFAULT NULL)
-RETURNS void LANGUAGE plpgsql VOLATILE SECURITY DEFINER SET search_path = pg_catalog, pg_temp AS $$
+RETURNS boolean LANGUAGE plpgsql VOLATILE SECURITY DEFINER SET search_path = pg_catalog, pg_temp AS $$
 #variable_conflict use_column
 BEGIN
   IF days NOT BETWEEN 1 AND 36500 THEN
-    RAISE EXCEPTION 'history_days: out of range; 1 to 36500, or NULL for the setting of all' USING ERRCODE = '22023';
+    RAISE EXCEPTION 'days: out of range; 1 to 36500, or NULL for the setting of all' USING ERRCODE = '22023';
   END IF;
   UPDATE pgqueue.queues q SET history_days = days WHERE q.name = keep_history.queue;
   IF NOT FOUND THEN
-    RAISE EXCEPTION 'queue: % is not known', keep_history.queue USING ERRCODE = '22023';
+    RETURN false;
   END IF;
   PERFORM pgqueue.note_operation(keep_history.actor, keep_history.via, 'keep_history', 'queue ' || keep_history.queue, keep_history.reason,
     detail => jsonb_build_object('history_days', days));
+  RETURN true;
 END $$;
-COMMENT ON FUNCTION pgqueue.keep_history IS 'Sets how many days a queue keeps its history when that is shorter than for all; NULL = as all';
+COMMENT ON FUNCTION pgqueue.keep_history IS 'Sets how many days a queue keeps its history when that is shorter than for all, NULL = as all; false if the queue is not known';
 
 CREATE VIEW pgqueue.upkeep_status AS
 SELECT u.duty, u.started_at, u.took_s, u.rounds, u.changed, u.by_whom, u.next_at,
