@@ -18,7 +18,7 @@ DEV_READY := $(VENV)/.dev-$(PLACE)
 PIP := PIP_ROOT_USER_ACTION=ignore PIP_DISABLE_PIP_VERSION_CHECK=1 $(PY) -m pip install -qq
 SOAK := SOAK_DURATION='$(DURATION)' SOAK_SEED='$(SEED)' $(PY) -m pytest -m slow -s
 
-.PHONY: help demo test lint format check bench faults soak soak-scheduler clean distclean
+.PHONY: help demo test lint format check bench bench-peers faults soak soak-scheduler clean distclean
 
 help: ## what there is
 	@sed -n 's/^\([a-z-]*\):.*## \(.*\)/\1|\2/p' $(firstword $(MAKEFILE_LIST)) | awk -F'|' '{ printf "make %-15s %s\n", $$1, $$2 }'
@@ -46,6 +46,9 @@ check: ## what CI runs: lint, then test
 
 bench: $(DEV_READY) ## the benchmarks on an embedded PostgreSQL
 	@$(PY) -m pgqueue bench $(ARGS)
+
+bench-peers: $(DEV_READY) ## other queues in Postgres and ours, in turns, each in an environment of its own
+	@$(PY) bench/peers/run.py $(ARGS)
 
 faults: $(DEV_READY) ## interleavings, crash points and directed faults
 	@$(PY) -m pytest -m 'not slow' tests/interleave tests/crashpoints tests/faults $(ARGS)

@@ -12,6 +12,7 @@ from typing import Any, Final, NoReturn
 import psycopg
 from psycopg import AsyncConnection, BaseConnection, Connection, generators, pq
 from psycopg.abc import PQGen
+from psycopg.rows import tuple_row
 from psycopg_pool import AsyncConnectionPool, ConnectionPool
 
 from pgqueue.errors import TransactionMisuse
@@ -21,13 +22,23 @@ from pgqueue.storage.statements import statement
 _COMMIT: Final = b"COMMIT"
 _SETTLE: Final = statement("settle_in_transaction")
 _SETTLE_MANY: Final = statement("settle_many_in_transaction")
-# What a handler may have left on the session; DISCARD ALL is not allowed in a pipeline.
+# What a handler may have left on the session. After each commit go its settings and its locks; the same question
+# tells whether there are temporary tables or channels, which cost a statement each. A role waits for the next BEGIN.
+_RESET_SETTINGS: Final = b"RESET ALL"
+_RELEASE: Final = (
+    b"SELECT pg_catalog.pg_advisory_unlock_all(), pg_catalog.pg_my_temp_schema()::pg_catalog.int8,"
+    b" EXISTS (SELECT FROM pg_catalog.pg_listening_channels())"
+)
+_RESET_ROLE: Final = b"RESET SESSION AUTHORIZATION"
+_DROP_TEMP: Final = b"DISCARD TEMP"
+_UNLISTEN: Final = b"UNLISTEN *"
+# All of it, where a transaction was given up. DISCARD ALL is not allowed in a pipeline.
 _RESET: Final = (
-    b"RESET SESSION AUTHORIZATION",
-    b"RESET ALL",
-    b"UNLISTEN *",
+    _RESET_ROLE,
+    _RESET_SETTINGS,
+    _UNLISTEN,
     b"SELECT pg_catalog.pg_advisory_unlock_all()",
-    b"DISCARD TEMP",
+    _DROP_TEMP,
 )
 _MISUSE: Final = (
     "the job's transaction is pgqueue's to end: return to commit it with the job's settlement, raise to roll it back, "
@@ -70,6 +81,7 @@ class _Marked(BaseConnection[Any]):
         self.began = True
         opening = (
             b"BEGIN ISOLATION LEVEL READ COMMITTED",
+            _RESET_ROLE,
             b"SET LOCAL statement_timeout = %d" % self._timeout_ms,
             b"SET LOCAL pgqueue.claim = '%s'" % str(self._mark).encode(),
         )
@@ -210,11 +222,16 @@ def settle_and_commit(conn: JobConnection, settlement: dict[str, Any], *, many: 
     The settlement raises when the claim is lost or the mark is gone, and then COMMIT ends nothing.
     """
     conn.leave_job()
+    left = conn.cursor(row_factory=tuple_row)
     with conn.pipeline():
         conn.execute(_SETTLE_MANY if many else _SETTLE, settlement)
         conn.execute(_COMMIT)
-        for text in _RESET:
-            conn.execute(text)
+        conn.execute(_RESET_SETTINGS)
+        left.execute(_RELEASE)
+    if rest := _what_is_left(left.fetchone()):
+        with conn.pipeline():
+            for text in rest:
+                conn.execute(text)
 
 
 async def settle_and_commit_async(
@@ -222,8 +239,20 @@ async def settle_and_commit_async(
 ) -> None:
     """The same on an async connection."""
     conn.leave_job()
+    left = conn.cursor(row_factory=tuple_row)
     async with conn.pipeline():
         await conn.execute(_SETTLE_MANY if many else _SETTLE, settlement)
         await conn.execute(_COMMIT)
-        for text in _RESET:
-            await conn.execute(text)
+        await conn.execute(_RESET_SETTINGS)
+        await left.execute(_RELEASE)
+    if rest := _what_is_left(await left.fetchone()):
+        async with conn.pipeline():
+            for text in rest:
+                await conn.execute(text)
+
+
+def _what_is_left(row: tuple[Any, ...] | None) -> list[bytes]:
+    """The statements that the session still needs, as a rule none; in the role of the session's own user."""
+    if row is None or not (row[1] or row[2]):
+        return []
+    return [_RESET_ROLE, *([_DROP_TEMP] if row[1] else []), *([_UNLISTEN] if row[2] else [])]

@@ -149,11 +149,12 @@ def test_nothing_leaks_to_the_next_job(site: Any) -> None:
         ctx.conn.execute("CREATE TEMP TABLE leftover (x int)")
         ctx.conn.execute("SELECT pg_advisory_lock(4711)")
         ctx.conn.execute("LISTEN leftover")
+        ctx.conn.execute("SET ROLE pg_monitor")
 
     @site.app.task(name="clean")
     def clean(ctx: JobContext) -> None:
         row = ctx.conn.execute(
-            "SELECT current_setting('search_path'), to_regclass('leftover')::text, (SELECT count(*) FROM pg_listening_channels()),"
+            "SELECT current_setting('search_path'), current_user = session_user, to_regclass('leftover')::text, (SELECT count(*) FROM pg_listening_channels()),"
             " (SELECT count(*) FROM pg_locks WHERE locktype = 'advisory' AND pid = pg_backend_pid())"
         ).fetchone()
         assert row is not None
@@ -165,7 +166,34 @@ def test_nothing_leaks_to_the_next_job(site: Any) -> None:
     dirty.enqueue(None)
     clean.enqueue(None)
     site.drain(concurrency=1)
-    assert seen == [('"$user", public', None, 0, 0)] * 2
+    assert seen == [('"$user", public', True, None, 0, 0)] * 2
+
+
+@pytest.mark.proves("F47")
+def test_nothing_leaks_to_the_next_async_job(site: Any) -> None:
+    seen: list[tuple[Any, ...]] = []
+
+    @site.app.task(name="dirty")
+    async def dirty(ctx: AsyncJobContext) -> None:
+        for command in ("SET search_path = nowhere", "CREATE TEMP TABLE leftover (x int)", "LISTEN leftover"):
+            await ctx.conn.execute(command)
+        await ctx.conn.execute("SELECT pg_advisory_lock(4711)")
+        await ctx.conn.execute("SET ROLE pg_monitor")
+
+    @site.app.task(name="clean")
+    async def clean(ctx: AsyncJobContext) -> None:
+        cursor = await ctx.conn.execute(
+            "SELECT current_setting('search_path'), current_user = session_user, to_regclass('leftover')::text, (SELECT count(*) FROM pg_listening_channels()),"
+            " (SELECT count(*) FROM pg_locks WHERE locktype = 'advisory' AND pid = pg_backend_pid())"
+        )
+        row = await cursor.fetchone()
+        assert row is not None
+        seen.append(row)
+
+    for task in (dirty, clean, dirty, clean):
+        task.enqueue(None)
+        site.drain(concurrency=1)
+    assert seen == [('"$user", public', True, None, 0, 0)] * 2
 
 
 def test_a_deferred_constraint_that_fails_at_commit_is_a_failed_attempt(site: Any) -> None:
