@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 import subprocess
 import sys
 import time
@@ -47,6 +48,8 @@ class Awa:
         subprocess.run(
             [sys.executable, "-m", "awa", "--database-url", dsn, "migrate"], check=True, stdout=sys.stderr
         )
+        # Before its first worker has started; COPY goes to this storage only.
+        asyncio.run(_activate(dsn))
 
     async def fill(self, dsn: str, task: str, count: int) -> None:
         """`enqueue_many_copy`, in one call."""
@@ -78,6 +81,10 @@ class Awa:
             await client.start([("default", WORKERS)])
             await until()
             await client.shutdown()
+
+
+async def _activate(dsn: str) -> None:
+    await AsyncClient(dsn).install_queue_storage()
 
 
 if __name__ == "__main__":
