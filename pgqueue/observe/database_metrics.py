@@ -18,7 +18,15 @@ from pgqueue.observe.tally import Key, LabelBudget
 
 # Under `other` these add up; of the rest the largest counts, so that no trouble is hidden by an average.
 _SUMMED: Final = frozenset(
-    {"jobs", "jobs_held", "dead_letters", "dead_letters_recent", "workers", "worker_slots_total"}
+    {
+        "jobs",
+        "jobs_held",
+        "dead_letters",
+        "dead_letters_recent",
+        "recent_attempts",
+        "workers",
+        "worker_slots_total",
+    }
 )
 DROPPED: Final = "snapshot_labels_dropped"
 

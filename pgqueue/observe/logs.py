@@ -53,7 +53,10 @@ __all__ = ["LogListener", "configure_logging"]
 _ALERT_LEVELS: Final = {"page": "error", "warn": "warning", "info": "info"}
 _LEVELS: Final = {"retry": "warning", "dead": "error"}
 _TRACEPARENT: Final = re.compile(r"[0-9a-f]{2}-([0-9a-f]{32})-([0-9a-f]{16})-[0-9a-f]{2}")
-_EVENT_NAMES: Final = {"heartbeat_late": "heartbeat.late"}
+_EVENT_NAMES: Final = {
+    "heartbeat_late": "heartbeat.late",
+    "handler_transaction_old": "handler.transaction_old",
+}
 
 
 class LogListener:

@@ -24,6 +24,8 @@ ALL_S: Final = 6.0
 WAIT_S: Final = 8.0
 COUNTED_MAX: Final = 10_000
 STATES: Final = ("scheduled", "held", "ready", "running")
+RECENT_OUTCOMES: Final = ("succeeded", "retry", "dead", "other")
+QUANTILES: Final = ("0.5", "0.95", "0.99", "1")
 SCHEDULE_STATES: Final = ("enabled", "paused", "orphaned", "ended")
 
 Value = tuple[str, Key, float]
@@ -195,6 +197,29 @@ def _partitions(rows: Rows) -> Iterator[Value]:
         yield "partitions_ahead", (table,), ahead
 
 
+def _recent(rows: Rows) -> Iterator[Value]:
+    for queue, *figures in rows:
+        for outcome, count in zip(RECENT_OUTCOMES, figures[:4], strict=True):
+            yield "recent_attempts", (queue, outcome), count
+        for name, found in (("recent_wait_seconds", figures[4:8]), ("recent_run_seconds", figures[8:12])):
+            for quantile, seconds in zip(QUANTILES, found, strict=True):
+                if seconds is not None:
+                    yield name, (queue, quantile), seconds
+        if figures[12] is not None:
+            yield "recent_sla_met_ratio", (queue,), figures[12]
+
+
+def _rollups(rows: Rows) -> Iterator[Value]:
+    for (age_s,) in rows:
+        yield "rollup_age_seconds", (), age_s
+
+
+def _upkeep(rows: Rows) -> Iterator[Value]:
+    for duty, overdue_s, is_failing in rows:
+        yield "upkeep_overdue_seconds", (duty,), overdue_s
+        yield "upkeep_failing", (duty,), float(is_failing)
+
+
 PARTS: Final = (
     Part("queues", "snapshot_queues", _queues),
     Part("workers", "snapshot_workers", _workers),
@@ -203,6 +228,9 @@ PARTS: Final = (
     Part("leader", "snapshot_leader", _leader),
     Part("schedules", "snapshot_schedules", _schedules),
     Part("server", "snapshot_server", _server),
+    Part("rollups", "snapshot_rollups", _rollups),
+    Part("upkeep", "snapshot_upkeep", _upkeep),
+    Part("recent", "snapshot_recent", _recent, every_s=RARELY_S),
     Part("partitions", "snapshot_partitions", _partitions, every_s=RARELY_S),
     Part("tables", "snapshot_tables", _tables, every_s=RARELY_S),
 )

@@ -32,6 +32,7 @@ from pgqueue.worker.duties import worker_upkeep
 from pgqueue.worker.executor import SyncExecutor, interrupted, timed_out
 from pgqueue.worker.heart import Heart, HeartHooks
 from pgqueue.worker.listener import Listener
+from pgqueue.worker.old_transactions import OldTransactions
 from pgqueue.worker.outcome import put_aside
 from pgqueue.worker.processes import hearing
 from pgqueue.worker.settler import Settler
@@ -213,7 +214,9 @@ class Worker:
         state = self.state
         link = Link(dsn, UPKEEP, label=state.label, stop=state.draining) if self._drain else None
         idle_since: float | None = None
+        old_transactions = OldTransactions(state)
         while not self._done.wait(TICK_S):
+            old_transactions.look()
             now = time.monotonic()
             for running in dict.fromkeys(r for r in list(state.running.values()) if r.deadline < now):
                 self._time_out(running)

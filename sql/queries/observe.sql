@@ -123,3 +123,43 @@ GROUP BY 1 ORDER BY 1
 SELECT t.name, (SELECT coalesce(min(d.day) - 1, 60) FROM generate_series(1, 60) AS d (day)
   WHERE to_regclass(format('pgqueue.%I', t.name || to_char((clock_timestamp() AT TIME ZONE 'UTC')::date + d.day, '"_"YYYYMMDD'))) IS NULL)
 FROM (VALUES ('job_history'), ('job_transitions')) AS t (name)
+
+-- name: snapshot_recent
+-- purpose:   what ended in the last five minutes that are counted, by queue
+-- called by: observe/snapshot, twice a minute
+-- guard:     none
+-- locks:     none
+-- index:     the primary key of stats_minutely
+-- returns:   one row per queue, at most 1,000: counts by outcome, about how long they waited and ran, the share that met the promise
+WITH span AS (
+  SELECT p.done_upto - interval '5 minutes' AS since, p.done_upto AS until FROM pgqueue.stats_progress p
+  WHERE p.what = 'rollups' AND p.done_upto IS NOT NULL
+), met AS (
+  SELECT m.queue, sum(m.wait_met)::double precision / nullif(sum(m.n), 0) AS share
+  FROM span s CROSS JOIN LATERAL (SELECT m.queue, m.wait_met, m.n FROM pgqueue.stats_minutely m
+    WHERE m.grain_s = 60 AND m.series = 'work' AND m.bucket_at >= s.since AND m.bucket_at < s.until AND m.wait_met IS NOT NULL) m
+  GROUP BY m.queue
+)
+SELECT w.queue, w.succeeded, w.retried, w.dead, w.other, w.wait_p50_s, w.wait_p95_s, w.wait_p99_s, w.wait_max_s, w.run_p50_s, w.run_p95_s,
+  w.run_p99_s, w.run_max_s, met.share
+FROM span s CROSS JOIN LATERAL pgqueue.work_stats(s.since, s.until) w LEFT JOIN met ON met.queue = w.queue
+WHERE w.task IS NULL ORDER BY w.queue LIMIT 1000
+
+-- name: snapshot_rollups
+-- purpose:   how far behind the counting of minutes is
+-- called by: observe/snapshot
+-- guard:     none
+-- locks:     none
+-- index:     the primary key
+-- returns:   (age_s double precision), no row before the first count
+SELECT greatest(0, date_part('epoch', clock_timestamp() - p.done_upto)) FROM pgqueue.stats_progress p
+WHERE p.what = 'rollups' AND p.done_upto IS NOT NULL
+
+-- name: snapshot_upkeep
+-- purpose:   duties of upkeep: how late, and whether the newest round failed
+-- called by: observe/snapshot
+-- guard:     none
+-- locks:     none
+-- index:     none; the table is small
+-- returns:   (duty text, overdue_s double precision, failing boolean)
+SELECT u.duty, coalesce(u.overdue_s, 0), u.failing FROM pgqueue.upkeep_status u ORDER BY u.duty LIMIT 100

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 import http.client
 import json
 import signal
@@ -9,7 +10,7 @@ import sys
 import threading
 import time
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from contextlib import closing, contextmanager
 from pathlib import Path
 from typing import Any
 
@@ -18,16 +19,19 @@ import pytest
 from prometheus_client import CollectorRegistry, generate_latest
 from prometheus_client.parser import text_string_to_metric_families
 from rig.database import Database
+from rig.logins import make_logins
 from rig.proc import Proc
 from rig.wait import wait_for
 
 from pgqueue import App, Reject, Retry, Worker
 from pgqueue.cli.main import main
-from pgqueue.core.events import AttemptEnded, AttemptsSucceeded
+from pgqueue.core.events import AttemptEnded, AttemptsSucceeded, Warned
 from pgqueue.observe.database_metrics import DatabaseMetrics
 from pgqueue.observe.health import DatabaseProbe
+from pgqueue.observe.metric_table import DATABASE_METRICS
 from pgqueue.observe.serve import Ports, serve_observability
 from pgqueue.observe.snapshot import COUNTED_MAX, Snapshots
+from pgqueue.worker.old_transactions import OldTransactions
 
 Values = dict[tuple[str, frozenset[tuple[str, str]]], float]
 
@@ -184,6 +188,53 @@ def test_the_probes_follow_a_worker_through_its_life(make_site: Callable[..., An
             go.set()
             thread.join(30)
         assert not thread.is_alive()
+
+
+@pytest.mark.parametrize("how", ["sync", "async"])
+def test_a_transaction_that_stays_open_is_warned_about_once(
+    make_site: Callable[..., Any], how: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("pgqueue.worker.old_transactions.LOOK_S", 0.02)
+    site = make_site(handler_transaction_warn_s=0.2)
+    go = threading.Event()
+    looked: list[int] = []
+    look = OldTransactions.look
+    monkeypatch.setattr(OldTransactions, "look", lambda self: (look(self), looked.append(1)))
+
+    if how == "sync":
+
+        @site.app.task(name="slow")
+        def slow(ctx: Any) -> None:
+            ctx.conn.execute("SELECT 1")
+            assert go.wait(30)
+    else:
+
+        @site.app.task(name="slow")
+        async def slow(ctx: Any) -> None:
+            await ctx.conn.execute("SELECT 1")
+            while not go.is_set():  # noqa: ASYNC110 - the event is another thread's
+                await asyncio.sleep(0.01)
+
+    @site.app.task(name="quick")
+    def quick(ctx: Any) -> None:
+        ctx.conn.execute("SELECT 1")
+
+    def told() -> list[Warned]:
+        return [e for e in site.events if isinstance(e, Warned) and e.key == "handler_transaction_old"]
+
+    job = slow.enqueue(site.conn)
+    quick.enqueue(site.conn)
+    site.start()
+    try:
+        wait_for(told, 30, "the warning")
+        count = len(looked)
+        wait_for(lambda: len(looked) > count + 5, 30, "further looks")
+    finally:
+        go.set()
+    (warning,) = told()
+    assert warning.fields["job_id"] == job.id
+    assert warning.fields["task"] == "slow"
+    site.wait_state(job.id, "succeeded")
 
 
 def test_a_thread_that_stands_still_is_not_live(make_site: Callable[..., Any], monkeypatch: Any) -> None:
@@ -392,6 +443,43 @@ def test_the_state_of_the_database_is_told(site: Any, snapshots: Snapshots) -> N
     assert (at(values, "snapshot_seconds") or 9) < 9
 
 
+def test_the_last_minutes_are_told_from_the_rollups(site: Any, snapshots: Snapshots) -> None:
+    site.conn.execute("INSERT INTO pgqueue.queues (name, sla_s) VALUES ('critical', 5)")
+
+    @site.app.task(name="pay", queue="critical")
+    def pay() -> None: ...
+
+    for _ in range(4):
+        pay.enqueue(site.conn)
+    site.drain()
+    values = scrape(snapshots)
+    assert at(values, "recent_attempts", queue="critical", outcome="succeeded") is None, (
+        "no minute is counted yet"
+    )
+    site.conn.execute(
+        "INSERT INTO pgqueue.stats_minutely (grain_s, bucket_at, series, queue, task, outcome, n, wait_n, run_n, wait_max_s, run_max_s, wait_met)"
+        " SELECT 60, date_trunc('minute', now()) - interval '2 minutes', 'work', 'critical', 'pay', o.outcome, o.n,"
+        " array_fill(0, ARRAY[26]) || '{}', (array_fill(0, ARRAY[10]) || ARRAY[o.n] || array_fill(0, ARRAY[15])), 9, 0.9, o.n - 1"
+        " FROM (VALUES ('succeeded', 8), ('retry', 2)) AS o (outcome, n)"
+    )
+    site.conn.execute(
+        "UPDATE pgqueue.stats_progress SET done_upto = date_trunc('minute', now()) WHERE what = 'rollups'"
+    )
+    with closing(Snapshots(site.database.dsn)) as later:
+        values = scrape(later)
+    assert [key for key in values if key[0] == "pgqueue_snapshot_failed"] == []
+    told = {
+        o: at(values, "recent_attempts", queue="critical", outcome=o) for o in ("succeeded", "retry", "dead")
+    }
+    assert told == {"succeeded": 8, "retry": 2, "dead": 0}
+    assert 0.5 <= (at(values, "recent_run_seconds", queue="critical", quantile="0.5") or 0) <= 0.9
+    assert at(values, "recent_run_seconds", queue="critical", quantile="1") == pytest.approx(0.9)
+    assert at(values, "recent_wait_seconds", queue="critical", quantile="1") == 9
+    assert at(values, "recent_sla_met_ratio", queue="critical") == pytest.approx(0.8)
+    assert 0 <= (at(values, "rollup_age_seconds") or -1) < 120
+    assert at(values, "upkeep_failing", duty="rescue") == 0
+
+
 def test_one_snapshot_serves_every_scrape(database: Database) -> None:
     snapshots = Snapshots(database.dsn, fresh_s=3600)
     threads = [threading.Thread(target=scrape, args=(snapshots,)) for _ in range(8)]
@@ -451,3 +539,31 @@ def test_the_exporter_needs_a_free_port(
     with serve_observability(app.settings, app.events, app.worker().vitals, component="worker") as ports:
         assert main(["exporter", "--port", str(ports.metrics)]) == 78
     assert "choose another" in capsys.readouterr().err
+
+
+@pytest.mark.proves("S4")
+def test_a_reader_may_run_the_exporter(database: Database, site: Any) -> None:
+    login = make_logins(database)
+
+    @site.app.task(name="bad")
+    def bad() -> None:
+        raise Reject("no")
+
+    bad.enqueue(site.conn)
+    site.drain()
+    with closing(Snapshots(login("reader"))) as snapshots:
+        snapshot = snapshots.latest()
+    assert snapshot is not None
+    assert (snapshot.up, snapshot.failed) == (True, ())
+    told = {name for name, _, _ in snapshot.values}
+    known = {metric.name for metric in DATABASE_METRICS}
+    # Schedules and rollups have nothing to tell here; the rest is made by the collector itself.
+    assert told >= {
+        "jobs",
+        "queue_lag_seconds",
+        "workers",
+        "dead_letters",
+        "database_connections",
+        "table_bytes",
+    }
+    assert told <= known
