@@ -115,6 +115,8 @@ FUNCTIONS: Final[dict[str, tuple[str, str, str, str]]] = {
     "check_args": NOTHING,
     "check_options": NOTHING,
     "take_key": NOTHING,
+    "window_end": NOTHING,
+    "batch_key": NOTHING,
     "count_attempts": NOTHING,
     "count_minutes": NOTHING,
     "merge_minutes": NOTHING,
