@@ -17,7 +17,14 @@ from rig.wait import wait_for
 from sqlalchemy import create_engine
 
 Load = Callable[[str], ModuleType]
-TESTED = {"quickstart", "orders_sqlalchemy", "weather_async", "payouts_outside", "fee_deferred"}
+TESTED = {
+    "quickstart",
+    "orders_sqlalchemy",
+    "weather_async",
+    "payouts_outside",
+    "fee_deferred",
+    "heatmap_window",
+}
 
 
 @pytest.fixture
@@ -150,3 +157,19 @@ def test_fee_deferred(database: Database, load: Load) -> None:
         ("cancelled", None),
     ]
     assert observer.execute("SELECT state FROM pgqueue.jobs").fetchall() == [("scheduled",)]
+
+
+@pytest.mark.proves("P3")
+def test_heatmap_window(database: Database, load: Load) -> None:
+    conn = database.connect()
+    conn.execute(
+        "CREATE TABLE rides (id int, cell text); CREATE TABLE heatmap (cell text PRIMARY KEY, rides int)"
+    )
+    example = load("heatmap_window")
+    for ride_id in range(6):
+        example.end_ride(conn, ride_id, f"c{ride_id % 2}")
+    drain(example)
+    assert conn.execute("SELECT count(*) FROM heatmap").fetchone() == (0,), "the window has not ended"
+    conn.execute("UPDATE pgqueue.jobs SET run_at = date_trunc('second', now()) - interval '1 s'")
+    drain(example)
+    assert conn.execute("SELECT * FROM heatmap ORDER BY cell").fetchall() == [("c0", 3), ("c1", 3)]
