@@ -13,10 +13,12 @@ import pytest
 from rig.database import Database
 from rig.wait import wait_for
 
-from pgqueue import App
+from pgqueue import App, JobContext, Retry, Snooze
 from pgqueue.core.events import DutyDone, Events, Warned
 from pgqueue.storage.connect import CHORES
 from pgqueue.upkeep.duties import Done, Duty, Upkeep
+from pgqueue.upkeep.expiry import EXPIRE_BATCH, expiry_duty
+from pgqueue.upkeep.retention import LETTERS_BATCH, dead_letters_duty
 
 FLEET = {
     *("partitions", "rollups", "samples", "expiry", "workers", "retention"),
@@ -244,3 +246,83 @@ def test_the_leading_scheduler_does_it_where_no_worker_runs(database: Database) 
         "SELECT count(*) FROM pg_stat_activity WHERE application_name LIKE 'pgqueue/%' AND datname = current_database()"
     ):
         assert time.monotonic() < until, "a connection stays open"
+
+
+def test_what_a_worker_did_is_what_the_rollups_count(site: Any) -> None:
+    @site.app.task(name="good")
+    def good() -> None:
+        """Succeeds."""
+
+    @site.app.task(name="bad", retry=Retry(max_retries=2, initial_delay="1ms"))
+    def bad() -> None:
+        raise ValueError("always")
+
+    @site.app.task(name="later")
+    def later(ctx: JobContext) -> None:
+        if site.database.one("SELECT count(*) FROM effects") == 0:
+            site.database.one("INSERT INTO effects VALUES (1, 'seen') RETURNING 1")
+            raise Snooze("1ms")
+
+    good.enqueue_many(None, [{}] * 20)
+    bad.enqueue_many(None, [{}] * 3)
+    later.enqueue(None)
+    site.conn.execute("SELECT pgqueue.cancel(%s)", [good.using(delay="1h").enqueue(None).id])
+    site.drain()
+    counted = site.rows(
+        "SELECT task, outcome, sum(n)::int, sum((SELECT sum(c) FROM unnest(run_n) c))::int"
+        " FROM pgqueue.count_attempts(clock_timestamp() - interval '1 hour', clock_timestamp() + interval '1 minute') GROUP BY 1, 2 ORDER BY 1, 2"
+    )
+    assert counted == [
+        ("bad", "dead", 3, 3),
+        ("bad", "retry", 6, 6),
+        ("good", "cancelled", 1, 0),
+        ("good", "succeeded", 20, 20),
+        ("later", "snoozed", 1, 1),
+        ("later", "succeeded", 1, 1),
+    ]
+
+
+@pytest.mark.proves("P23")
+@pytest.mark.parametrize(
+    ("rows", "more"), [(EXPIRE_BATCH - 1, False), (EXPIRE_BATCH, True), (EXPIRE_BATCH + 1, True)]
+)
+def test_a_step_ends_at_its_limit_and_asks_for_the_next(database: Database, rows: int, more: bool) -> None:
+    conn = database.connect()
+    conn.execute(
+        """INSERT INTO pgqueue.dedup_keys (task, key, job_id, created_at, expires_at)
+           SELECT 't', i::text, i, clock_timestamp() - interval '2 days', clock_timestamp() - interval '1 day' FROM generate_series(1, %s) i""",
+        [rows],
+    )
+    done = expiry_duty(10).run(conn)
+    assert done.changed == min(rows, EXPIRE_BATCH)
+    assert (done.again_in_s is not None) is more
+    assert database.one("SELECT count(*) FROM pgqueue.dedup_keys") == max(0, rows - EXPIRE_BATCH)
+
+
+@pytest.mark.proves("P23")
+@pytest.mark.parametrize(
+    ("rows", "first", "more"),
+    [
+        (LETTERS_BATCH - 1, LETTERS_BATCH - 1, False),
+        (LETTERS_BATCH, LETTERS_BATCH, True),
+        (LETTERS_BATCH + 1, LETTERS_BATCH, True),
+    ],
+)
+@pytest.mark.parametrize("redriven", [True, False])
+def test_letters_go_in_steps_and_waiting_ones_only_when_asked(
+    database: Database, rows: int, first: int, more: bool, redriven: bool
+) -> None:
+    conn = database.connect()
+    conn.execute(
+        """INSERT INTO pgqueue.dead_letter_jobs (job_id, queue, task, args, priority, reason, attempts, max_attempts, first_failed_at, failed_at,
+             created_at, job_created_at, redriven_as, redriven_at)
+           SELECT i, 'q', 't', '{}', 5, 'gave_up', 1, 1, m.at, m.at, m.at, m.at, CASE WHEN %s THEN i + 100000 END, CASE WHEN %s THEN m.at END
+           FROM generate_series(1, %s) i, (SELECT clock_timestamp() - interval '50 days' AS at) m""",
+        [redriven, redriven, rows],
+    )
+    kept = dead_letters_duty(redriven_days=60, waiting_days=0, actor="worker:1").run(conn)
+    assert (kept.changed, kept.again_in_s) == (0, None)
+    done = dead_letters_duty(redriven_days=40, waiting_days=40, actor="worker:1").run(conn)
+    assert done.changed == first
+    assert (done.again_in_s is not None) is more
+    assert database.one("SELECT count(*) FROM pgqueue.dead_letter_jobs") == rows - first
