@@ -16,7 +16,7 @@ from pgqueue.control.dead_letters import DeadLetters
 from pgqueue.control.desk import Desk
 from pgqueue.control.jobs import Jobs
 from pgqueue.control.queues import Queues
-from pgqueue.control.rows import TimelineEntry
+from pgqueue.control.rows import Explanation, TimelineEntry
 from pgqueue.control.schedules import Schedules
 from pgqueue.core.events import Events
 from pgqueue.core.names import check_queue
@@ -190,6 +190,10 @@ class App(OutboxFace):
     def timeline(self, job_id: int) -> Sequence[TimelineEntry]:
         """One job's life, in order. Raises NotFoundError."""
         return self.jobs.timeline(job_id)
+
+    def explain(self, job_id: int) -> Explanation:
+        """Say why a job is not running, and the command that lifts it."""
+        return self.jobs.explain(job_id)
 
     def schedule(
         self,

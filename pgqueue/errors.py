@@ -8,7 +8,8 @@ PgQueueError
 │   ├── InvalidOption            priority, limits, headers, tags
 │   ├── InvalidRetry             a retry policy
 │   ├── InvalidSchedule          a cron expression or an interval
-│   └── InvalidTimezone
+│   ├── InvalidTimezone
+│   └── InvalidFilter            a filter that cannot be read; the message points at the place
 ├── ConfigurationError           settings, registration, application import (exit 78)
 │   ├── UnknownTask
 │   └── DuplicateTask
@@ -92,6 +93,26 @@ class InvalidSchedule(InvalidInput):
 
 class InvalidTimezone(InvalidInput):
     """A time zone is not one of the IANA names this Python knows."""
+
+
+class InvalidFilter(InvalidInput):
+    """A filter cannot be read. `text` is the filter, `position` where the fault begins; the message shows both."""
+
+    def __init__(self, text: str, position: int, reason: str, *, limit: str | None = None) -> None:
+        self.text = text
+        self.position = position
+        super().__init__("filter", reason, limit=limit)
+        shown = "".join(
+            character if character.isprintable() else "\N{REPLACEMENT CHARACTER}" for character in text
+        )
+        self.args = (f"{self.args[0]}\n  {shown}\n  {' ' * position}^",)
+
+    def __reduce__(self) -> tuple[object, ...]:
+        return (_rebuild_filter, (self.text, self.position, self.reason, self.limit))
+
+
+def _rebuild_filter(text: str, position: int, reason: str, limit: str | None) -> InvalidFilter:
+    return InvalidFilter(text, position, reason, limit=limit)
 
 
 class ConfigurationError(PgQueueError):

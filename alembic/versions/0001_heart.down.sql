@@ -18,6 +18,7 @@ BEGIN
 END $$;
 DROP FUNCTION pgqueue.grant_roles;
 DROP FUNCTION pgqueue.role_rights;
+DROP FUNCTION pgqueue.explain;
 DROP VIEW pgqueue.held_summary;
 DROP FUNCTION pgqueue.job_timeline;
 DROP VIEW pgqueue.dead_letter_summary;

@@ -8,12 +8,15 @@ import time
 from collections import Counter
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
-from typing import Annotated, Any, Final
+from typing import TYPE_CHECKING, Annotated, Any, Final
 
 import typer
 
 from pgqueue.cli.session import Session, say
 from pgqueue.errors import InvalidOption, NotFoundError
+
+if TYPE_CHECKING:
+    from pgqueue.control.desk import Matched
 
 SAMPLE: Final = 5
 ID_MAX: Final = 2**63 - 1
@@ -46,6 +49,20 @@ Queue = Annotated[str | None, typer.Option("--queue", help="Only of this queue."
 Task = Annotated[
     str | None, typer.Option("--task", help="Only of this task; capture* means a prefix.", show_default=False)
 ]
+Where = Annotated[
+    str | None,
+    typer.Option(
+        "-f",
+        "--filter",
+        metavar="FILTER",
+        help="Only what this means: 'state:dead attempts:>3 age:>5m args.ride_id:12 error:\"declined\" -tag:x'.",
+        show_default=False,
+    ),
+]
+Words = Annotated[
+    list[str] | None,
+    typer.Argument(metavar="[FILTER]…", help="The same as --filter, word by word.", show_default=False),
+]
 Limit = Annotated[int, typer.Option("--limit", min=1, max=10_000, help="Rows at most.")]
 
 
@@ -63,17 +80,20 @@ class Asked:
     things: str = "jobs"
 
 
-def chosen(session: Session, asked: Asked, find: Callable[[], list[int]]) -> list[int]:
+def chosen(session: Session, asked: Asked, find: Callable[[], Matched | list[int]]) -> list[int]:
     """Return the ids to act on; an empty list after a dry run.
 
     Raises NotFoundError when nothing matches, InvalidOption when it is not clear that it is meant.
     """
+    counts = ""
     if asked.ids:
         if asked.filtered or asked.everything:
             raise InvalidOption("ids", "given together with a filter; give one of them")
         targets = list(dict.fromkeys(asked.ids))
     elif asked.filtered or asked.everything:
-        targets = find()
+        found = find()
+        targets = found if isinstance(found, list) else found.ids
+        counts = "" if isinstance(found, list) else _spread(found)
     else:
         raise InvalidOption("ids", "none given; give some, a filter such as --queue, or --all")
     if not targets:
@@ -81,15 +101,28 @@ def chosen(session: Session, asked: Asked, find: Callable[[], list[int]]) -> lis
     what = f"{len(targets)} {asked.things}"
     if asked.dry_run:
         more = f" and {len(targets) - SAMPLE} more" if len(targets) > SAMPLE else ""
-        say(f"would {asked.deed} {what}: {', '.join(map(str, targets[:SAMPLE]))}{more}")
+        say(f"would {asked.deed} {what}: {', '.join(map(str, targets[:SAMPLE]))}{more}{counts}")
         return []
     session.desk.need_reason(asked.reason)
-    say(f"{asked.deed} {what} in {session.desk.place} ({session.desk.environment})")
+    say(f"{asked.deed} {what} in {session.desk.place} ({session.desk.environment}){counts}")
     if not asked.ids and not asked.yes:
         if not sys.stdin.isatty():
             raise InvalidOption("--yes", f"needed to {asked.deed} {what} where nobody can be asked")
         typer.confirm(f"{asked.deed} {what}?", abort=True, err=True)
     return targets
+
+
+def _spread(matched: Matched) -> str:
+    """How many there are of each queue and task, the largest first."""
+    return "".join(
+        f"; {kind} {', '.join(f'{name} {n}' for name, n in tally.most_common(SAMPLE))}"
+        for kind, tally in (("queues", matched.queues), ("tasks", matched.tasks))
+    )
+
+
+def filter_text(option: str | None, words: Sequence[str] | None = None) -> str:
+    """One filter from the option and from what stood behind the verb."""
+    return " ".join([*(words or ()), *([option] if option else [])])
 
 
 def carry_out(

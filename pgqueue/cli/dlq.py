@@ -17,9 +17,12 @@ from pgqueue.cli.bulk import (
     Queue,
     Reason,
     Task,
+    Where,
+    Words,
     Yes,
     carry_out,
     chosen,
+    filter_text,
 )
 from pgqueue.cli.session import Output, Session, say, verb
 
@@ -80,6 +83,8 @@ def register(main: typer.Typer) -> None:
 def list_letters(
     session: Session,
     *,
+    words: Words = None,
+    where: Where = None,
     queue: Queue = None,
     task: Task = None,
     because: Why = None,
@@ -95,9 +100,9 @@ def list_letters(
     """Dead letters, newest first."""
     from pgqueue.control.dead_letters import DeadCursor
 
-    where = _filter(queue, task, because, error, fingerprint, since)
+    meant = _filter(queue, task, because, error, fingerprint, since, filter_text(where, words))
     page = _letters(session).page(
-        where, limit=limit, waiting=not redriven, after=None if after is None else DeadCursor.parse(after)
+        meant, limit=limit, waiting=not redriven, after=None if after is None else DeadCursor.parse(after)
     )
     session.printer.rows(page.rows, COLUMNS, name="job_id")
     if page.after is not None:
@@ -139,6 +144,7 @@ def redrive(
     session: Session,
     *,
     ids: Ids = None,
+    where: Where = None,
     queue: Queue = None,
     task: Task = None,
     because: Why = None,
@@ -162,7 +168,7 @@ def redrive(
 
     if to_queue is not None:
         check_queue(to_queue)
-    picked = _Picked.of(session, ids, queue, task, because, error, fingerprint, since)
+    picked = _Picked.of(session, ids, queue, task, because, error, fingerprint, since, where)
     asked = Asked(ids, picked.filtered, everything, dry_run, yes, reason, "redrive", "dead letters")
     targets = picked.targets(session, asked)
     if not targets:
@@ -189,6 +195,7 @@ def discard(
     session: Session,
     *,
     ids: Ids = None,
+    where: Where = None,
     queue: Queue = None,
     task: Task = None,
     because: Why = None,
@@ -201,7 +208,7 @@ def discard(
     yes: Yes = False,
 ) -> int:
     """Give dead letters up: they move to the history as cancelled."""
-    picked = _Picked.of(session, ids, queue, task, because, error, fingerprint, since)
+    picked = _Picked.of(session, ids, queue, task, because, error, fingerprint, since, where)
     asked = Asked(ids, picked.filtered, everything, dry_run, yes, reason, "discard", "dead letters")
     targets = picked.targets(session, asked)
     if not targets:
@@ -224,6 +231,7 @@ def discard(
 def export(
     session: Session,
     *,
+    where: Where = None,
     queue: Queue = None,
     task: Task = None,
     because: Why = None,
@@ -238,11 +246,11 @@ def export(
     """Write the waiting dead letters out, one JSON object a line (or another form with -o)."""
     from pgqueue.cli.out import Printer
 
-    letters, where = _letters(session), _filter(queue, task, because, error, fingerprint, since)
+    letters, meant = _letters(session), _filter(queue, task, because, error, fingerprint, since, where)
     if show_args:
-        letters.reveal(f"dead letters {where}", reason, matched=len(letters.matching(where)))
+        letters.reveal(f"dead letters {meant}", reason, matched=len(letters.matching(meant)))
     form = session.output if session.output is not Output.TABLE else Output.JSONL
-    rows = (_shown(session, row, show_args=show_args) for row in letters.export(where))
+    rows = (_shown(session, row, show_args=show_args) for row in letters.export(meant))
     count = Printer(form, headers=not session.common.no_headers).rows(
         rows, (*COLUMNS, "args", "traceback"), name="job_id"
     )
@@ -267,7 +275,7 @@ class _Picked:
         return None if self.ids else str(self.where)
 
     def targets(self, session: Session, asked: Asked) -> list[int]:
-        return chosen(session, asked, lambda: self.letters.matching(self.where))
+        return chosen(session, asked, lambda: self.letters.matched(self.where))
 
 
 def _letters(session: Session) -> DeadLetters:
@@ -283,12 +291,16 @@ def _filter(
     error: str | None = None,
     fingerprint: str | None = None,
     since: str | None = None,
+    where: str | None = None,
 ) -> DeadFilter:
     from pgqueue.control.dead_letters import AGE_MAX_S, DeadFilter
     from pgqueue.core.durations import parse_duration
+    from pgqueue.core.filter import parse_filter
 
     age_s = AGE_MAX_S if since is None else parse_duration(since, field="since")
-    return DeadFilter(queue, task, because, error, fingerprint, age_s)
+    return DeadFilter(
+        queue, task, because, error, fingerprint, age_s, parse_filter(where or "", "dead letters")
+    )
 
 
 def _shown(session: Session, row: Any, *, show_args: bool) -> dict[str, Any]:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 import sys
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from datetime import datetime
 from typing import TYPE_CHECKING, Annotated, Any, Final
 
@@ -20,15 +20,18 @@ from pgqueue.cli.bulk import (
     Queue,
     Reason,
     Task,
+    Where,
+    Words,
     Yes,
     carry_out,
     chosen,
+    filter_text,
 )
 from pgqueue.cli.session import Session, say, verb
 from pgqueue.errors import InvalidArguments, InvalidTime
 
 if TYPE_CHECKING:
-    from pgqueue.control.jobs import Jobs
+    from pgqueue.control.jobs import JobFilter, Jobs
 
 COLUMNS: Final = (
     "id",
@@ -140,6 +143,8 @@ def enqueue(
 def list_jobs(
     session: Session,
     *,
+    words: Words = None,
+    where: Where = None,
     state: State = None,
     queue: Queue = None,
     task: Task = None,
@@ -150,10 +155,12 @@ def list_jobs(
     ] = None,
 ) -> None:
     """Jobs, newest first."""
-    from pgqueue.control.jobs import NEWEST, JobFilter
+    from pgqueue.control.jobs import NEWEST
 
     page = jobs_of(session).page(
-        JobFilter(state or (), queue, task), limit=limit, before=NEWEST if after is None else after
+        _filter(state or (), queue, task, filter_text(where, words)),
+        limit=limit,
+        before=NEWEST if after is None else after,
     )
     session.printer.rows(page.rows, COLUMNS, name="id")
     if page.before is not None:
@@ -193,6 +200,7 @@ def cancel(
     *,
     ids: Ids = None,
     state: State = None,
+    where: Where = None,
     queue: Queue = None,
     task: Task = None,
     everything: Everything = False,
@@ -201,15 +209,13 @@ def cancel(
     yes: Yes = False,
 ) -> int:
     """Cancel waiting jobs; running ones are asked to stop."""
-    from pgqueue.control.jobs import JobFilter
-
-    jobs, where = jobs_of(session), JobFilter(state or (), queue, task)
-    asked = Asked(ids, bool(state or queue or task), everything, dry_run, yes, reason, "cancel")
-    targets = chosen(session, asked, lambda: jobs.matching(where))
+    jobs, meant = jobs_of(session), _filter(state or (), queue, task, where)
+    asked = Asked(ids, bool(state or queue or task or where), everything, dry_run, yes, reason, "cancel")
+    targets = chosen(session, asked, lambda: jobs.matched(meant))
     if not targets:
         return 0
     done = ({"id": i, "verdict": v} for i, v in jobs.each_cancel(targets, reason))
-    return _verdicts(session, asked, len(targets), done, {"cancelled", "requested"}, where)
+    return _verdicts(session, asked, len(targets), done, {"cancelled", "requested"}, meant)
 
 
 @verb(app, "run-now")
@@ -217,6 +223,7 @@ def run_now(
     session: Session,
     *,
     ids: Ids = None,
+    where: Where = None,
     queue: Queue = None,
     task: Task = None,
     everything: Everything = False,
@@ -225,15 +232,13 @@ def run_now(
     yes: Yes = False,
 ) -> int:
     """Make scheduled and held jobs ready now."""
-    from pgqueue.control.jobs import JobFilter
-
-    jobs, where = jobs_of(session), JobFilter(("scheduled", "held"), queue, task)
-    asked = Asked(ids, bool(queue or task), everything, dry_run, yes, reason, "run now")
-    targets = chosen(session, asked, lambda: jobs.matching(where))
+    jobs, meant = jobs_of(session), _filter(("scheduled", "held"), queue, task, where)
+    asked = Asked(ids, bool(queue or task or where), everything, dry_run, yes, reason, "run now")
+    targets = chosen(session, asked, lambda: jobs.matched(meant))
     if not targets:
         return 0
     done = ({"id": i, "verdict": v} for i, v in jobs.each_run_now(targets, reason))
-    return _verdicts(session, asked, len(targets), done, {"freed", "ready", "running"}, where)
+    return _verdicts(session, asked, len(targets), done, {"freed", "ready", "running"}, meant)
 
 
 @verb(app)
@@ -245,6 +250,7 @@ def reschedule(
         str | None, typer.Option("--delay", help="So long from now: 5m.", show_default=False)
     ] = None,
     run_at: RunAt = None,
+    where: Where = None,
     queue: Queue = None,
     task: Task = None,
     everything: Everything = False,
@@ -253,27 +259,39 @@ def reschedule(
     yes: Yes = False,
 ) -> int:
     """Move waiting jobs to another moment; a filter means the scheduled ones."""
-    from pgqueue.control.jobs import JobFilter, moment
+    from pgqueue.control.jobs import moment
 
     to = moment(delay, _moment(run_at))
-    jobs, where = jobs_of(session), JobFilter(("scheduled",), queue, task)
-    asked = Asked(ids, bool(queue or task), everything, dry_run, yes, reason, "reschedule")
-    targets = chosen(session, asked, lambda: jobs.matching(where))
+    jobs, meant = jobs_of(session), _filter(("scheduled",), queue, task, where)
+    asked = Asked(ids, bool(queue or task or where), everything, dry_run, yes, reason, "reschedule")
+    targets = chosen(session, asked, lambda: jobs.matched(meant))
     if not targets:
         return 0
     done = ({"id": i, "verdict": v} for i, v in jobs.each_reschedule(targets, to, reason))
-    return _verdicts(session, asked, len(targets), done, {"rescheduled"}, where)
+    return _verdicts(session, asked, len(targets), done, {"rescheduled"}, meant)
 
 
 @verb(app)
-def retry(session: Session, *, job_id: JobId, reason: Reason = None, dry_run: DryRun = False) -> None:
-    """Try a job again: a waiting one now, a dead one as a new, linked job."""
-    jobs = jobs_of(session)
-    if dry_run:
-        say(f"would retry job {job_id}, which is {jobs.get(job_id).state}")
-        return
-    done = jobs.retry(job_id, reason=reason)
-    session.printer.one({"id": done.job_id, "verdict": done.verdict}, name="id")
+def retry(
+    session: Session,
+    *,
+    ids: Ids = None,
+    where: Where = None,
+    queue: Queue = None,
+    task: Task = None,
+    everything: Everything = False,
+    reason: Reason = None,
+    dry_run: DryRun = False,
+    yes: Yes = False,
+) -> int:
+    """Try jobs again: waiting ones now, dead ones as new, linked jobs. A filter means held and dead ones, if it names no state."""
+    jobs, meant = jobs_of(session), _filter((), queue, task, where)
+    asked = Asked(ids, bool(queue or task or where), everything, dry_run, yes, reason, "retry")
+    targets = chosen(session, asked, lambda: jobs.retriable(meant))
+    if not targets:
+        return 0
+    done = ({"id": new or old, "verdict": v, "of": old} for old, v, new in jobs.each_retry(targets, reason))
+    return _verdicts(session, asked, len(targets), done, {"freed", "ready", "redriven"}, meant)
 
 
 @verb(app)
@@ -293,6 +311,13 @@ def wait(
         return 1
     session.printer.document(result)
     return 0
+
+
+def _filter(states: Sequence[str], queue: str | None, task: str | None, where: str | None) -> JobFilter:
+    from pgqueue.control.jobs import JobFilter
+    from pgqueue.core.filter import parse_filter
+
+    return JobFilter(states, queue, task, parse_filter(where or "", "jobs"))
 
 
 def _verdicts(session: Session, asked: Asked, total: int, done: Any, good: set[str], where: object) -> int:

@@ -16,6 +16,7 @@ import typer
 
 from pgqueue.cli import (
     alerts,
+    audit,
     bench,
     db,
     demo,
@@ -80,6 +81,7 @@ NOUNS: Final = (
     schedules,
     outbox,
     alerts,
+    audit,
     look,
     health,
     exporter,

@@ -7,8 +7,10 @@ from dataclasses import dataclass, fields
 from datetime import UTC, datetime
 from typing import Any, Final
 
-from pgqueue.control.desk import BATCH, Desk, Ids, decoded, read, task_filter
+from pgqueue.control.desk import BATCH, Desk, Ids, Matched, decoded, read, task_filter
 from pgqueue.control.rows import DeadLetter, DeadLetterDetail, DeadLetterGroup, Redriven
+from pgqueue.core.filter import EVERYTHING, Filter
+from pgqueue.core.filter_compile import compile_filter
 from pgqueue.errors import InvalidOption, NotFoundError
 from pgqueue.storage.statements import statement
 
@@ -27,6 +29,7 @@ class DeadFilter:
     error_type: str | None = None
     fingerprint: str | None = None
     age_max_s: float = AGE_MAX_S
+    more: Filter = EVERYTHING
 
     def parameters(self) -> dict[str, object]:
         """As the statements take it."""
@@ -37,12 +40,17 @@ class DeadFilter:
             "fingerprint": self.fingerprint,
             "age_max_s": self.age_max_s,
             **task_filter(self.task),
+            **compile_filter(self.more).parameters(),
         }
 
     def __str__(self) -> str:
         given = [
-            f"{f.name}:{getattr(self, f.name)}" for f in fields(self) if getattr(self, f.name) != f.default
+            f"{f.name}:{getattr(self, f.name)}"
+            for f in fields(self)
+            if f.name != "more" and getattr(self, f.name) != f.default
         ]
+        if self.more.text:
+            given.append(self.more.text)
         return " ".join(given) or "all"
 
 
@@ -130,7 +138,11 @@ class DeadLetters:
 
     def matching(self, where: DeadFilter) -> Ids:
         """Ids of the waiting dead letters that a filter means."""
-        return self._desk.matching("match_dead", "dead_upper", where.parameters())
+        return self.matched(where).ids
+
+    def matched(self, where: DeadFilter) -> Matched:
+        """As `matching`, with how many there are of each queue and task."""
+        return self._desk.matched("match_dead", "dead_upper", where.parameters())
 
     def redrive(
         self,

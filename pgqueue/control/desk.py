@@ -11,7 +11,9 @@ import json
 import os
 import platform
 import re
+from collections import Counter
 from collections.abc import Callable, Iterator, Mapping, Sequence
+from dataclasses import dataclass, field
 from typing import Any, Final, TypeVar
 
 import psycopg
@@ -39,6 +41,21 @@ PRODUCTION: Final = "production"
 
 _MISSING: Final = frozenset({"42P01", "3F000", "42883", "42703"})
 _UNPRINTABLE: Final = re.compile("[\x00-\x1f\x7f-\x9f]")
+
+
+@dataclass(frozen=True, slots=True)
+class Matched:
+    """The objects that a filter means, and how many of them each queue and each task has."""
+
+    ids: Ids = field(default_factory=list)
+    queues: Counter[str] = field(default_factory=Counter)
+    tasks: Counter[str] = field(default_factory=Counter)
+
+    def add(self, other: Matched) -> None:
+        """Take the objects of another table along."""
+        self.ids.extend(other.ids)
+        self.queues.update(other.queues)
+        self.tasks.update(other.tasks)
 
 
 class Desk:
@@ -116,9 +133,9 @@ class Desk:
                 }
                 yield from conn.execute(statement(name), parameters).fetchall()
 
-    def matching(self, name: str, upper: str, parameters: Mapping[str, Any]) -> Ids:
-        """Ids that a filter means, read window by window; what is added meanwhile is left alone."""
-        found: Ids = []
+    def matched(self, name: str, upper: str, parameters: Mapping[str, Any]) -> Matched:
+        """What a filter means, read window by window; what is added meanwhile is left alone."""
+        found = Matched()
         with self.connection(name) as conn:
             row = conn.execute(statement(upper)).fetchone()
             upto, after = (row[0] if row else 0), 0
@@ -129,7 +146,9 @@ class Desk:
                 if window is None or window[0] is None:
                     return found
                 after = window[0]
-                found.extend(window[1])
+                found.ids.extend(window[1])
+                found.tasks.update(window[2])
+                found.queues.update(window[3])
 
     def note(
         self, action: str, target: str, reason: str | None, *, matched: int = 1, changed: int = 0

@@ -3,15 +3,17 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Collection, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from datetime import datetime, timedelta
 from typing import Any, Final, NamedTuple
 
 import psycopg
 
-from pgqueue.control.desk import Desk, Ids, decoded, read, task_filter
-from pgqueue.control.rows import JobDetail, JobRow, TimelineEntry
+from pgqueue.control.desk import Desk, Ids, Matched, decoded, read, task_filter
+from pgqueue.control.rows import Explanation, JobDetail, JobRow, TimelineEntry
+from pgqueue.core.filter import EVERYTHING, Filter, parse_filter
+from pgqueue.core.filter_compile import compile_filter
 from pgqueue.core.states import ENDED, LIVE
 from pgqueue.errors import ConflictError, InvalidOption, JobCancelled, JobFailed, NotFoundError
 from pgqueue.producer.options import JobOptions
@@ -26,11 +28,15 @@ GONE: Final = "not found; it never existed, or its history is past retention"
 
 @dataclass(frozen=True, slots=True)
 class JobFilter:
-    """Which jobs are meant: any of the seven states (none: the live ones); `task` may end in `*`."""
+    """Which jobs are meant: any of the seven states (none: the live ones); `task` may end in `*`.
+
+    `more`: what was written in the filter grammar; it narrows the rest.
+    """
 
     states: Sequence[str] = ()
     queue: str | None = None
     task: str | None = None
+    more: Filter = EVERYTHING
 
     def __post_init__(self) -> None:
         known = LIVE | ENDED
@@ -39,7 +45,18 @@ class JobFilter:
 
     def __str__(self) -> str:
         words = [*(f"state:{s}" for s in self.states), *_words(queue=self.queue, task=self.task)]
-        return " ".join(words) or "all"
+        return " ".join([*words, *([self.more.text] if self.more.text else [])]) or "all"
+
+    def wanted(self, default: Collection[str]) -> list[str]:
+        """The states meant: those given, else those the filter speaks of, else `default`."""
+        spoken = self.more.states()
+        if spoken is None:
+            return sorted(self.states or default)
+        return sorted(spoken & set(self.states) if self.states else spoken)
+
+    def parameters(self) -> dict[str, object]:
+        """All but the states, as the statements take it."""
+        return {"queue": self.queue, **task_filter(self.task), **compile_filter(self.more).parameters()}
 
 
 @dataclass(frozen=True, slots=True)
@@ -74,19 +91,22 @@ class Jobs:
         task: str | None = None,
         limit: int = 50,
         before: int = NEWEST,
+        where: str = "",
     ) -> list[JobRow]:
         """Jobs, newest first: of any of the seven `states`, default the live ones; `task` may end in `*`.
 
-        `before` continues a listing: the id of its last row.
+        `where` is written as on the command line: `state:dead age:>5m args.ride_id:12`. `before` continues a
+        listing: the id of its last row. Raises InvalidFilter.
         """
-        return self.page(JobFilter(states, queue, task), limit=limit, before=before).rows
+        chosen = JobFilter(states, queue, task, parse_filter(where, "jobs"))
+        return self.page(chosen, limit=limit, before=before).rows
 
     def page(self, where: JobFilter, *, limit: int = 50, before: int = NEWEST) -> JobPage:
         """As `list`, with the place to go on from. Looks at 100,000 rows of a table at most."""
         if not 1 <= limit <= LIMIT_MAX:
             raise InvalidOption("limit", "out of range", limit=f"1–{LIMIT_MAX}")
-        states = list(where.states) or sorted(LIVE)
-        asked = {"queue": where.queue, "limit": limit, "before": before, **task_filter(where.task)}
+        states = where.wanted(LIVE)
+        asked = {"limit": limit, "before": before, **where.parameters()}
         sources = [
             ("list_live", "live_window", [s for s in states if s in LIVE]),
             ("list_ended", "ended_window", [s for s in states if s in ENDED and s != "dead"]),
@@ -123,14 +143,34 @@ class Jobs:
             raise NotFoundError(f"job {job_id}: {GONE}")
         return rows
 
+    def explain(self, job_id: int) -> Explanation:
+        """Say the one reason why a job is not running, and the command that lifts it."""
+        (row,) = self._desk.rows(Explanation, "explain", {"id": job_id})
+        return row
+
     def matching(self, where: JobFilter) -> Ids:
         """Ids of live jobs that a filter means; jobs enqueued meanwhile are left alone."""
-        states = list(where.states) or None
-        if states is not None and not LIVE.issuperset(states):
+        return self.matched(where).ids
+
+    def matched(self, where: JobFilter, default: Collection[str] = LIVE) -> Matched:
+        """As `matching`, with how many there are of each queue and task; `default`: the states if none is named."""
+        states = where.wanted(default)
+        if not LIVE.issuperset(states):
             raise InvalidOption("state", f"only live jobs can be acted on: {', '.join(sorted(LIVE))}")
-        return self._desk.matching(
-            "match_live", "live_upper", {"states": states, "queue": where.queue, **task_filter(where.task)}
-        )
+        return self._desk.matched("match_live", "live_upper", {"states": states, **where.parameters()})
+
+    def retriable(self, where: JobFilter) -> Matched:
+        """What a filter means to `each_retry`: held jobs, and dead letters that wait for a decision, if it names no state."""
+        states = set(where.wanted({"held", "dead"}))
+        found = Matched()
+        parameters = where.parameters()
+        if states & LIVE:
+            live = {**parameters, "states": sorted(states & LIVE)}
+            found.add(self._desk.matched("match_live", "live_upper", live))
+        if "dead" in states:
+            none = {"reason": None, "error_type": None, "fingerprint": None, "age_max_s": 1e9}
+            found.add(self._desk.matched("match_dead", "dead_upper", {**none, **parameters}))
+        return found
 
     def cancel(self, *job_ids: int, reason: str | None = None) -> dict[int, str]:
         """Cancel jobs; per id: cancelled, requested (it runs and is asked to stop), ended or unknown."""
@@ -187,6 +227,21 @@ class Jobs:
         if new_id is None:
             raise ConflictError(f"job {job_id}: it has ended well or was cancelled; enqueue it anew")
         return Retried("redriven", int(new_id))
+
+    def each_retry(self, job_ids: Sequence[int], reason: str | None) -> Iterator[tuple[int, str, int | None]]:
+        """Try many jobs again as `retry` does: per id the verdict and the job that runs now, if there is one.
+
+        Verdicts: freed, ready, redriven; running, ended (well, or cancelled) and unknown are left alone.
+        """
+        options = {"queue": None, "priority": None, "delay_s": 0.0, "spacing_s": 0.0}
+        ended: list[int] = []
+        for job_id, verdict in self.each_run_now(job_ids, reason):
+            if verdict == "ended":
+                ended.append(job_id)
+            else:
+                yield job_id, verdict, job_id if verdict in {"freed", "ready"} else None
+        for old, _, new in self._desk.deeds("redrive_jobs", ended, reason, lambda _: options):
+            yield old, "ended" if new is None else "redriven", new
 
     def wait(self, job_id: int, *, timeout_s: float = 60) -> Any:
         """Wait until a job has ended and return its result.

@@ -56,6 +56,20 @@ class JobDetail(JobRow):
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
+class Explanation:
+    """Why a job is not running: one reason, in a word and in a sentence, and the command that lifts it, if one does."""
+
+    job_id: int
+    state: str
+    reason: str
+    sentence: str
+    command: str | None
+
+    def __str__(self) -> str:
+        return self.sentence + (f"; {self.command}" if self.command else "")
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
 class TimelineEntry:
     """One moment of a job's life: what happened, by whom, why."""
 

@@ -18,13 +18,22 @@ SELECT coalesce(max(j.id), 0) FROM pgqueue.jobs j
 -- index:     the primary key, forwards over at most 20,000 rows
 -- returns:   one row: (scanned_to bigint, NULL at the end; ids bigint[], tasks text[], queues text[])
 WITH looked AS MATERIALIZED (
-  SELECT w.id, w.task, w.queue, w.state FROM pgqueue.jobs w WHERE w.id > %(after)s AND w.id <= %(upto)s ORDER BY w.id LIMIT 20000
+  SELECT w.* FROM pgqueue.jobs w WHERE w.id > %(after)s AND w.id <= %(upto)s ORDER BY w.id LIMIT 20000
 ), matching AS (
   SELECT l.id, l.task, l.queue FROM looked l
   WHERE (%(states)s::text[] IS NULL OR l.state = ANY (%(states)s::text[]))
     AND (%(queue)s::text IS NULL OR l.queue = %(queue)s::text)
     AND (%(task)s::text IS NULL OR l.task = %(task)s::text)
     AND (%(task_prefix)s::text IS NULL OR starts_with(l.task, %(task_prefix)s::text))
+    AND CASE WHEN %(path)s::text IS NULL THEN true ELSE jsonb_path_match(jsonb_build_object('id', l.id,
+      'queue', l.queue, 'task', l.task, 'attempts', l.attempt, 'max_attempts', l.max_attempts, 'priority', l.priority,
+      'age', date_part('epoch', statement_timestamp() - l.created_at), 'created', date_part('epoch', l.created_at),
+      'wait', CASE WHEN l.state = 'ready' THEN date_part('epoch', statement_timestamp() - l.run_at) END, 'run', CASE WHEN l.state = 'running' THEN date_part('epoch', statement_timestamp() - l.started_at) END, 'args', l.args, 'tag', to_jsonb(l.tags), 'error_type', l.errors -> -1 ->> 'type', 'reason', coalesce(l.hold_reason, l.cancel_reason),
+      'key', l.idempotency_key, 'worker', l.worker_id, 'parent', l.parent_id, 'schedule', l.headers ->> 'pgqueue.schedule',
+      'trace', split_part(l.headers ->> 'traceparent', '-', 2)), %(path)s::jsonpath, %(variables)s::jsonb, true) END
+  AND (%(words)s::jsonb IS NULL OR NOT EXISTS (SELECT FROM jsonb_array_elements(%(words)s::jsonb) AS w (term)
+    WHERE (w.term -> 0)::boolean = EXISTS (SELECT FROM jsonb_array_elements_text(w.term -> 1) AS a (word)
+      WHERE strpos(lower(coalesce(l.errors -> -1 ->> 'message', '')), lower(a.word)) > 0)))
 )
 SELECT (SELECT max(l.id) FROM looked l), coalesce(array_agg(m.id ORDER BY m.id), '{}'), coalesce(array_agg(m.task ORDER BY m.id), '{}'),
   coalesce(array_agg(m.queue ORDER BY m.id), '{}')
@@ -47,7 +56,7 @@ SELECT coalesce(max(d.job_id), 0) FROM pgqueue.dead_letter_jobs d
 -- index:     the primary key, forwards over at most 20,000 rows
 -- returns:   as match_live
 WITH looked AS MATERIALIZED (
-  SELECT w.job_id, w.task, w.queue, w.reason, w.error_type, w.error_fingerprint, w.redriven_as, w.created_at FROM pgqueue.dead_letter_jobs w
+  SELECT w.* FROM pgqueue.dead_letter_jobs w
   WHERE w.job_id > %(after)s AND w.job_id <= %(upto)s ORDER BY w.job_id LIMIT 20000
 ), matching AS (
   SELECT l.job_id, l.task, l.queue FROM looked l
@@ -59,6 +68,15 @@ WITH looked AS MATERIALIZED (
     AND (%(reason)s::text IS NULL OR l.reason = %(reason)s::text)
     AND (%(error_type)s::text IS NULL OR l.error_type = %(error_type)s::text)
     AND (%(fingerprint)s::text IS NULL OR l.error_fingerprint = %(fingerprint)s::text)
+    AND CASE WHEN %(path)s::text IS NULL THEN true ELSE jsonb_path_match(jsonb_build_object('id', l.job_id,
+      'queue', l.queue, 'task', l.task, 'attempts', l.attempts, 'max_attempts', l.max_attempts, 'priority', l.priority,
+      'age', date_part('epoch', statement_timestamp() - l.created_at), 'created', date_part('epoch', l.created_at),
+      'wait', NULL::text, 'run', NULL::text, 'args', l.args, 'tag', to_jsonb(l.tags), 'error_type', l.error_type, 'reason', l.reason,
+      'key', l.idempotency_key, 'worker', l.worker_id, 'parent', l.parent_id, 'schedule', l.headers ->> 'pgqueue.schedule',
+      'trace', split_part(l.headers ->> 'traceparent', '-', 2), 'fingerprint', l.error_fingerprint), %(path)s::jsonpath, %(variables)s::jsonb, true) END
+  AND (%(words)s::jsonb IS NULL OR NOT EXISTS (SELECT FROM jsonb_array_elements(%(words)s::jsonb) AS w (term)
+    WHERE (w.term -> 0)::boolean = EXISTS (SELECT FROM jsonb_array_elements_text(w.term -> 1) AS a (word)
+      WHERE strpos(lower(coalesce(l.error_message, '')), lower(a.word)) > 0)))
 )
 SELECT (SELECT max(l.job_id) FROM looked l), coalesce(array_agg(m.job_id ORDER BY m.job_id), '{}'),
   coalesce(array_agg(m.task ORDER BY m.job_id), '{}'), coalesce(array_agg(m.queue ORDER BY m.job_id), '{}')

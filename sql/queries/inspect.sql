@@ -17,6 +17,15 @@ WHERE (%(states)s::text[] IS NULL OR j.state = ANY (%(states)s::text[]))
   AND (%(queue)s::text IS NULL OR j.queue = %(queue)s::text)
   AND (%(task)s::text IS NULL OR j.task = %(task)s::text)
   AND (%(task_prefix)s::text IS NULL OR starts_with(j.task, %(task_prefix)s::text))
+  AND CASE WHEN %(path)s::text IS NULL THEN true ELSE jsonb_path_match(jsonb_build_object('id', j.id,
+      'queue', j.queue, 'task', j.task, 'attempts', j.attempt, 'max_attempts', j.max_attempts, 'priority', j.priority,
+      'age', date_part('epoch', statement_timestamp() - j.created_at), 'created', date_part('epoch', j.created_at),
+      'wait', CASE WHEN j.state = 'ready' THEN date_part('epoch', statement_timestamp() - j.run_at) END, 'run', CASE WHEN j.state = 'running' THEN date_part('epoch', statement_timestamp() - j.started_at) END, 'args', j.args, 'tag', to_jsonb(j.tags), 'error_type', j.errors -> -1 ->> 'type', 'reason', coalesce(j.hold_reason, j.cancel_reason),
+      'key', j.idempotency_key, 'worker', j.worker_id, 'parent', j.parent_id, 'schedule', j.headers ->> 'pgqueue.schedule',
+      'trace', split_part(j.headers ->> 'traceparent', '-', 2)), %(path)s::jsonpath, %(variables)s::jsonb, true) END
+  AND (%(words)s::jsonb IS NULL OR NOT EXISTS (SELECT FROM jsonb_array_elements(%(words)s::jsonb) AS w (term)
+    WHERE (w.term -> 0)::boolean = EXISTS (SELECT FROM jsonb_array_elements_text(w.term -> 1) AS a (word)
+      WHERE strpos(lower(coalesce(j.errors -> -1 ->> 'message', '')), lower(a.word)) > 0)))
 ORDER BY j.id DESC
 LIMIT %(limit)s
 
@@ -44,6 +53,15 @@ WHERE h.state = ANY (%(states)s::text[])
   AND (%(queue)s::text IS NULL OR h.queue = %(queue)s::text)
   AND (%(task)s::text IS NULL OR h.task = %(task)s::text)
   AND (%(task_prefix)s::text IS NULL OR starts_with(h.task, %(task_prefix)s::text))
+  AND CASE WHEN %(path)s::text IS NULL THEN true ELSE jsonb_path_match(jsonb_build_object('id', h.job_id,
+      'queue', h.queue, 'task', h.task, 'attempts', h.attempts, 'max_attempts', h.max_attempts, 'priority', h.priority,
+      'age', date_part('epoch', statement_timestamp() - h.enqueued_at), 'created', date_part('epoch', h.enqueued_at),
+      'wait', h.wait_s, 'run', h.run_s, 'args', h.args, 'tag', to_jsonb(h.tags), 'error_type', h.errors -> -1 ->> 'type', 'reason', NULL::text,
+      'key', h.idempotency_key, 'worker', h.worker_id, 'parent', h.parent_id, 'schedule', h.headers ->> 'pgqueue.schedule',
+      'trace', split_part(h.headers ->> 'traceparent', '-', 2)), %(path)s::jsonpath, %(variables)s::jsonb, true) END
+  AND (%(words)s::jsonb IS NULL OR NOT EXISTS (SELECT FROM jsonb_array_elements(%(words)s::jsonb) AS w (term)
+    WHERE (w.term -> 0)::boolean = EXISTS (SELECT FROM jsonb_array_elements_text(w.term -> 1) AS a (word)
+      WHERE strpos(lower(coalesce(h.errors -> -1 ->> 'message', '')), lower(a.word)) > 0)))
 ORDER BY h.job_id DESC
 LIMIT %(limit)s
 
@@ -70,6 +88,15 @@ FROM (SELECT w.* FROM pgqueue.dead_letter_jobs w WHERE w.job_id < %(before)s ORD
 WHERE (%(queue)s::text IS NULL OR d.queue = %(queue)s::text)
   AND (%(task)s::text IS NULL OR d.task = %(task)s::text)
   AND (%(task_prefix)s::text IS NULL OR starts_with(d.task, %(task_prefix)s::text))
+  AND CASE WHEN %(path)s::text IS NULL THEN true ELSE jsonb_path_match(jsonb_build_object('id', d.job_id,
+      'queue', d.queue, 'task', d.task, 'attempts', d.attempts, 'max_attempts', d.max_attempts, 'priority', d.priority,
+      'age', date_part('epoch', statement_timestamp() - d.job_created_at), 'created', date_part('epoch', d.job_created_at),
+      'wait', NULL::text, 'run', NULL::text, 'args', d.args, 'tag', to_jsonb(d.tags), 'error_type', d.error_type, 'reason', d.reason,
+      'key', d.idempotency_key, 'worker', d.worker_id, 'parent', d.parent_id, 'schedule', d.headers ->> 'pgqueue.schedule',
+      'trace', split_part(d.headers ->> 'traceparent', '-', 2), 'fingerprint', d.error_fingerprint), %(path)s::jsonpath, %(variables)s::jsonb, true) END
+  AND (%(words)s::jsonb IS NULL OR NOT EXISTS (SELECT FROM jsonb_array_elements(%(words)s::jsonb) AS w (term)
+    WHERE (w.term -> 0)::boolean = EXISTS (SELECT FROM jsonb_array_elements_text(w.term -> 1) AS a (word)
+      WHERE strpos(lower(coalesce(d.error_message, '')), lower(a.word)) > 0)))
 ORDER BY d.job_id DESC
 LIMIT %(limit)s
 
@@ -121,6 +148,15 @@ SELECT h.state, NULL FROM pgqueue.job_history h WHERE h.job_id = %(id)s
 UNION ALL
 SELECT 'dead', d.reason FROM pgqueue.dead_letter_jobs d WHERE d.job_id = %(id)s
 
+-- name: explain
+-- purpose:   the one reason why a job is not running
+-- called by: control/jobs
+-- guard:     none
+-- locks:     none
+-- index:     those of explain()
+-- returns:   one row, for an unknown id too
+SELECT e.id AS job_id, e.state, e.reason, e.sentence, e.command FROM pgqueue.explain(%(id)s) e
+
 -- name: timeline
 -- purpose:   one job's life in order
 -- called by: control/jobs
@@ -152,6 +188,15 @@ WHERE (%(waiting)s::boolean IS NOT TRUE OR d.redriven_as IS NULL)
   AND (%(reason)s::text IS NULL OR d.reason = %(reason)s::text)
   AND (%(error_type)s::text IS NULL OR d.error_type = %(error_type)s::text)
   AND (%(fingerprint)s::text IS NULL OR d.error_fingerprint = %(fingerprint)s::text)
+  AND CASE WHEN %(path)s::text IS NULL THEN true ELSE jsonb_path_match(jsonb_build_object('id', d.job_id,
+      'queue', d.queue, 'task', d.task, 'attempts', d.attempts, 'max_attempts', d.max_attempts, 'priority', d.priority,
+      'age', date_part('epoch', statement_timestamp() - d.created_at), 'created', date_part('epoch', d.created_at),
+      'wait', NULL::text, 'run', NULL::text, 'args', d.args, 'tag', to_jsonb(d.tags), 'error_type', d.error_type, 'reason', d.reason,
+      'key', d.idempotency_key, 'worker', d.worker_id, 'parent', d.parent_id, 'schedule', d.headers ->> 'pgqueue.schedule',
+      'trace', split_part(d.headers ->> 'traceparent', '-', 2), 'fingerprint', d.error_fingerprint), %(path)s::jsonpath, %(variables)s::jsonb, true) END
+  AND (%(words)s::jsonb IS NULL OR NOT EXISTS (SELECT FROM jsonb_array_elements(%(words)s::jsonb) AS w (term)
+    WHERE (w.term -> 0)::boolean = EXISTS (SELECT FROM jsonb_array_elements_text(w.term -> 1) AS a (word)
+      WHERE strpos(lower(coalesce(d.error_message, '')), lower(a.word)) > 0)))
 ORDER BY d.created_at DESC, d.job_id DESC
 LIMIT %(limit)s
 

@@ -65,6 +65,38 @@ CALLS = {
     "ack_alert": ("operator", "SELECT pgqueue.ack_alert(1, 'why')"),
     "set_alert_rule": ("operator", "SELECT pgqueue.set_alert_rule('NoWorkers', '{\"threshold\": 1}', 'why')"),
     "restore_alert_rules": ("operator", "SELECT pgqueue.restore_alert_rules()"),
+    "emit": ("producer", "SELECT pgqueue.emit('ride.completed', '{}', 'ride:7')"),
+    "put_message": (
+        "producer",
+        "SELECT pgqueue.put_message('ride.completed', '{}', 'ride:7', '{\"a\": \"b\"}')",
+    ),
+    "emit_receipt": ("producer", "SELECT pgqueue.emit_receipt(1)"),
+    "emit_outcome": (
+        "producer",
+        "SELECT pgqueue.emit_outcome('message 1 1 6a1f0c9e-3f0e-4c57-9df0-000000000000 x')",
+    ),
+    "accept_message": (
+        "producer",
+        "SELECT pgqueue.accept_message(pg_catalog.gen_random_uuid(), 'ride.completed', '{}')",
+    ),
+    "put_subscriptions": (
+        "worker",
+        'SELECT * FROM pgqueue.put_subscriptions(\'app\', \'[{"pattern": "ride.*", "sink": "web"}]\')',
+    ),
+    "subscribe": ("operator", "SELECT pgqueue.subscribe('ride.*', 't')"),
+    "route_messages": ("worker", "SELECT * FROM pgqueue.route_messages(10)"),
+    "claim_lanes": (
+        "worker",
+        """SELECT * FROM pgqueue.claim_lanes(ARRAY['web'], ARRAY[1], 5, 10, pg_catalog.gen_random_uuid(),
+            pg_catalog.gen_random_uuid())""",
+    ),
+    "settle_lane": (
+        "worker",
+        "SELECT pgqueue.settle_lane('web', '=k', pg_catalog.gen_random_uuid(), ARRAY[1])",
+    ),
+    "replay_message": ("operator", "SELECT pgqueue.replay_message(1)"),
+    "skip_message": ("operator", "SELECT pgqueue.skip_message(1)"),
+    "unsubscribe": ("operator", "SELECT pgqueue.unsubscribe('ride.*', 't')"),
     "paused_queues": ("worker", "SELECT * FROM pgqueue.paused_queues()"),
     "ensure_partitions": ("worker", "SELECT pgqueue.ensure_partitions(10)"),
     "drop_partition": ("worker", "SELECT pgqueue.drop_partition(1)"),
@@ -81,6 +113,7 @@ CALLS = {
     "count_attempts": ("owner", "SELECT * FROM pgqueue.count_attempts('yesterday', 'today')"),
     "count_minutes": ("owner", "SELECT * FROM pgqueue.count_minutes('yesterday', 'today')"),
     "merge_minutes": ("owner", "SELECT * FROM pgqueue.merge_minutes('yesterday', 'today')"),
+    "explain": ("reader", "SELECT * FROM pgqueue.explain(1)"),
     "job_timeline": ("reader", "SELECT * FROM pgqueue.job_timeline(1)"),
 }
 LETTERS = """INSERT INTO pgqueue.dead_letter_jobs (job_id, queue, task, args, priority, reason, attempts, max_attempts, first_failed_at,

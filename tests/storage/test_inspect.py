@@ -21,7 +21,8 @@ from pgqueue.control.jobs import JobFilter, Jobs
 from pgqueue.storage.statements import statement
 
 NEWEST = {"before": 2**63 - 1, "limit": 50}
-NO_FILTER = {"queue": None, "task": None, "task_prefix": None, "states": None}
+NO_TERMS = {"path": None, "variables": "{}", "words": None}
+NO_FILTER = {"queue": None, "task": None, "task_prefix": None, "states": None, **NO_TERMS}
 NO_DEAD_FILTER = {
     "queue": None,
     "task": None,
@@ -30,6 +31,7 @@ NO_DEAD_FILTER = {
     "error_type": None,
     "fingerprint": None,
     "age_max_s": 1e9,
+    **NO_TERMS,
 }
 SEED = """
 INSERT INTO pgqueue.jobs (id, created_at, run_at, ready_seq, priority, max_attempts, state, queue, task, args)
