@@ -16,7 +16,7 @@ from rig.database import Database
 from rig.wait import wait_for
 from rig.wire import Wire
 
-from pgqueue import App, AsyncJobContext, JobContext, Retry, Worker
+from pgqueue import App, AsyncBatchContext, AsyncJobContext, BatchContext, Job, JobContext, Retry, Worker
 from pgqueue.core.events import AttemptsSucceeded, ClaimLostSeen, Warned
 
 MESSAGES_MAX = 60  # more than any of these lives has; the loop ends at the first message that does not exist
@@ -145,6 +145,35 @@ def test_a_groups_transaction_cut_anywhere_is_read_back_for_each_member(
         site.live("member", 3)
     assert site.lives("member", "pgqueue/job", sent=sent, jobs=3) > 10
     assert site.found_out() == {"succeeded", "read_back"}
+
+
+@pytest.mark.proves("P3", "P6", "P7", "F60")
+@pytest.mark.parametrize("sent", [False, True], ids=["before", "after"])
+@pytest.mark.parametrize("kind", ["sync", "async"])
+def test_a_windows_call_cut_anywhere_loses_nobody_and_has_one_effect_each(
+    site: Site, kind: str, sent: bool
+) -> None:
+    """Its gathering, its effects, its settlement. Whom a gathering took whose answer was lost, the heart gives back."""
+
+    def sync_cells(ctx: BatchContext, jobs: list[Job]) -> None:
+        site.runs.extend(job.id for job in jobs)
+        for job in jobs:
+            ctx.conn.execute(INSERT, (job.id, job.attempt))
+
+    async def async_cells(ctx: AsyncBatchContext, jobs: list[Job]) -> None:
+        site.runs.extend(job.id for job in jobs)
+        for job in jobs:
+            await ctx.conn.execute(INSERT, (job.id, job.attempt))
+
+    site.app.task(name="cells", batch_window="100ms")(async_cells if kind == "async" else sync_cells)
+    site.start()
+    for _ in range(3):
+        site.live("cells", 3)
+    assert site.lives("cells", "pgqueue/job", sent=sent, jobs=3) > 10
+    warnings = {event.key for event in site.events if isinstance(event, Warned)}
+    assert {"gather_failed", "claim_returned"} & warnings == (
+        {"gather_failed", "claim_returned"} if sent else {"gather_failed"}
+    )
 
 
 @pytest.mark.proves("P5", "P6", "P7", "F15a", "F15b")

@@ -222,6 +222,61 @@ def test_a_cancelled_member_never_starts_and_the_others_are_handed_over(site: An
     assert site.state(jobs[6].id) == "succeeded"
 
 
+@pytest.mark.proves("F60", "P1")
+def test_what_commits_after_its_windows_call_comes_in_a_further_one(site: Any) -> None:
+    calls = Calls()
+    task = cells(site, calls, batch_window="1s")
+    site.start(concurrency=1)
+    with psycopg.connect(site.database.dsn) as slow:
+        late = task.enqueue_many(slow, [{"cell": "c"}] * 3)
+        prompt = task.enqueue_many(None, [{"cell": "c"}] * 2)
+        wait_for(
+            lambda: site.state(prompt[0].id) == "succeeded", 30, what="the call of those that were there"
+        )
+        # Theirs may be the window before; either way it has ended, and nobody can see them yet.
+    wait_for(lambda: site.one(LEFT) == 0, 30, what="a call for the late ones")
+    assert [len(call) for call in calls.seen] == [2, 3]
+    assert {job.id for job in calls.seen[1]} == {job.id for job in late}
+
+
+@pytest.mark.proves("P18", "F60")
+@pytest.mark.parametrize("kind", ["sync", "async"])
+def test_a_worker_that_stops_gives_its_windows_back_whole(make_site: Callable[..., Any], kind: str) -> None:
+    site = make_site(grace_s=0.2)
+    calls = Calls()
+    task = cells(site, calls, kind)
+    release = threading.Event()
+    at_work = threading.Event()
+
+    @site.app.task(name="slow", batch_window="1h", batch_key="cell")
+    def slow(ctx: Any, jobs: list[Any]) -> None:
+        ctx.conn.cursor().executemany(EFFECT, [(job.id,) for job in jobs])
+        calls.seen.append(jobs)
+        if not at_work.is_set():
+            at_work.set()
+            release.wait(30)
+
+    slow.using(priority=0).enqueue_many(None, [{"cell": "c"}] * 5)
+    task.enqueue_many(None, [{"cell": f"c{n % 4}"} for n in range(20)])
+    end_windows(site)
+    site.start(concurrency=1)
+    assert at_work.wait(20)
+    try:
+        # One call runs, with what it gathered; leaders of the others may wait behind it.
+        assert site.stop() == [0]
+    finally:
+        release.set()
+    assert site.rows(
+        "SELECT state, hold_reason, attempt, count(*) FROM pgqueue.jobs WHERE state <> 'ready' GROUP BY 1, 2, 3"
+    ) == [("held", "window", 0, site.one("SELECT count(*) FROM pgqueue.jobs WHERE state <> 'ready'"))]
+    assert site.one("SELECT count(*) FROM effects") == 0
+    calls.seen.clear()
+    site.drain(concurrency=2)
+    assert calls.sizes() == [5, 5, 5, 5, 5]
+    assert site.rows("SELECT count(*), count(DISTINCT job_id) FROM effects") == [(25, 25)]
+    assert site.one("SELECT max(attempts) FROM pgqueue.job_history") == 1
+
+
 def test_a_drain_does_not_wait_for_a_window_but_ends_what_has_ended(site: Any) -> None:
     calls = Calls()
     task = cells(site, calls)
