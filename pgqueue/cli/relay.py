@@ -6,7 +6,7 @@ from typing import Annotated
 
 import typer
 
-from pgqueue.cli.session import Session, verb
+from pgqueue.cli.session import HEALTH_PORT, METRICS_PORT, Session, given, verb
 
 
 def register(app: typer.Typer) -> None:
@@ -20,6 +20,8 @@ def relay(
     app: Annotated[
         str, typer.Option("-A", "--app", metavar="MODULE:APP", help="The application: where its App is.")
     ],
+    metrics_port: Annotated[int | None, METRICS_PORT] = None,
+    health_port: Annotated[int | None, HEALTH_PORT] = None,
     drain: Annotated[
         bool, typer.Option("--drain", help="Leave when nothing is left that would be delivered by itself.")
     ] = False,
@@ -27,11 +29,15 @@ def relay(
     """Deliver the outbox's messages. Start as many as you like: they share the work. SIGTERM stops in order."""
     from pgqueue.app import load_app
     from pgqueue.observe.logs import LogListener, configure_logging
+    from pgqueue.observe.serve import serve_observability
 
     application = load_app(app)
     if session.common.dsn is not None:
         application.use(database_url=session.common.dsn)
+    application.use(**given(metrics_port=metrics_port, health_port=health_port))
     settings = application.settings
     configure_logging(settings)
     application.events.listen(LogListener(settings))
-    return application.relay(app_reference=app, drain=drain).run(signals=True)
+    process = application.relay(app_reference=app, drain=drain)
+    with serve_observability(settings, application.events, process.vitals, component="relay"):
+        return process.run(signals=True)

@@ -19,6 +19,10 @@ from pgqueue.observe.tally import Key, LabelBudget
 # Under `other` these add up; of the rest the largest counts, so that no trouble is hidden by an average.
 _SUMMED: Final = frozenset(
     {
+        "alerts_firing",
+        "outbox_pending",
+        "outbox_failing",
+        "outbox_dead_letters",
         "jobs",
         "jobs_held",
         "dead_letters",

@@ -15,6 +15,7 @@ from prometheus_client.core import CounterMetricFamily, GaugeMetricFamily, Histo
 from prometheus_client.metrics_core import Metric as Family
 
 from pgqueue.core.events import (
+    AlertUndelivered,
     AttemptEnded,
     AttemptsSucceeded,
     ClaimLostSeen,
@@ -25,6 +26,9 @@ from pgqueue.core.events import (
     JobsEnqueued,
     JobsRescued,
     LoopLagged,
+    OutboxDelivered,
+    OutboxFailed,
+    OutboxRouted,
     ScheduleFailed,
     ScheduleFired,
     ScheduleMissed,
@@ -82,6 +86,10 @@ class ProcessMetrics:
             JobsEnqueued: self._enqueued,
             TraceIgnored: lambda _: self._count("traces_ignored_total"),
             Warned: self._warned,
+            OutboxRouted: self._routed,
+            OutboxDelivered: self._delivered,
+            OutboxFailed: self._delivery_failed,
+            AlertUndelivered: self._alert_undelivered,
             LoopLagged: lambda event: self._observe("event_loop_lag_seconds", event.seconds),
             ScheduleFired: self._fired,
             ScheduleMissed: self._missed,
@@ -223,6 +231,23 @@ class ProcessMetrics:
             self._count("heartbeats_late_total")
         else:
             self._count("warnings_total", (self._budget.fit("key", event.key.partition(" ")[0]),))
+
+    def _routed(self, event: OutboxRouted) -> None:
+        self._count("outbox_routed_total", (self._budget.fit("topic", event.topic),), event.messages)
+
+    def _delivered(self, event: OutboxDelivered) -> None:
+        topic = self._budget.fit("topic", event.topic)
+        self._count("outbox_delivered_total", (topic, "delivered"))
+        self._observe("outbox_delivery_seconds", event.delivery_s, (topic,))
+        self._observe("outbox_end_to_end_seconds", event.end_to_end_s, (topic,))
+
+    def _delivery_failed(self, event: OutboxFailed) -> None:
+        self._count("outbox_delivered_total", (self._budget.fit("topic", event.topic), event.outcome))
+
+    def _alert_undelivered(self, event: AlertUndelivered) -> None:
+        self._count(
+            "alert_notifications_total", (self._budget.fit("sink", event.sink), "failed"), event.alerts
+        )
 
     def _fired(self, event: ScheduleFired) -> None:
         self._schedule(event.schedule, event.outcome)

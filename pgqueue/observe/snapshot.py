@@ -220,6 +220,24 @@ def _upkeep(rows: Rows) -> Iterator[Value]:
         yield "upkeep_failing", (duty,), float(is_failing)
 
 
+def _outbox(rows: Rows) -> Iterator[Value]:
+    for topic, pending, failing, dead, oldest_age_s in rows:
+        yield "outbox_pending", (topic,), pending
+        yield "outbox_failing", (topic,), failing
+        yield "outbox_dead_letters", (topic,), dead
+        yield "outbox_oldest_age_seconds", (topic,), oldest_age_s
+
+
+def _alerts(rows: Rows) -> Iterator[Value]:
+    for rule, severity, firing in rows:
+        yield "alerts_firing", (rule, severity), firing
+
+
+def _evaluation(rows: Rows) -> Iterator[Value]:
+    for (age_s,) in rows:
+        yield "alert_evaluation_age_seconds", (), age_s
+
+
 PARTS: Final = (
     Part("queues", "snapshot_queues", _queues),
     Part("workers", "snapshot_workers", _workers),
@@ -228,6 +246,9 @@ PARTS: Final = (
     Part("leader", "snapshot_leader", _leader),
     Part("schedules", "snapshot_schedules", _schedules),
     Part("server", "snapshot_server", _server),
+    Part("outbox", "snapshot_outbox", _outbox),
+    Part("alerts", "snapshot_alerts", _alerts),
+    Part("evaluation", "snapshot_evaluation", _evaluation),
     Part("rollups", "snapshot_rollups", _rollups),
     Part("upkeep", "snapshot_upkeep", _upkeep),
     Part("recent", "snapshot_recent", _recent, every_s=RARELY_S),

@@ -19,6 +19,8 @@ LABELS_MAX: Final = {
     "duty": 30,
     "key": 50,
     "owner": 50,
+    "rule": 100,
+    "sink": 50,
 }
 PAIRS_MAX: Final = 180
 """Tasks with histograms of their own; with them a process tells at most 12,000 series."""

@@ -41,6 +41,7 @@ from pgqueue.outbox.lines import Couriers, Line, Progress
 from pgqueue.outbox.listener import OutboxListener
 from pgqueue.outbox.register import Subscription, store_subscriptions, store_tasks
 from pgqueue.outbox.sinks import RefusedError, Sender, Sink
+from pgqueue.outbox.vitals import RelayVitals
 from pgqueue.settings import Settings
 from pgqueue.storage.connect import RELAY, connect
 from pgqueue.storage.faults import surfaced
@@ -96,6 +97,9 @@ class Relay:
             connect_timeout_s=settings.connect_timeout_s,
             stop=self._stop,
             report=self._report,
+        )
+        self.vitals = RelayVitals(
+            self._link, lease_s=settings.lease_s, pause_max_s=settings.poll_max_s, stop=self._stop
         )
         self._desk = RelayDesk(self._link, self.relay_id, lease_s=settings.lease_s)
         self._listener = OutboxListener(
@@ -154,6 +158,7 @@ class Relay:
             routed, full = self._route()
             claimed = self._claim(couriers, senders)
             self._upkeep()
+            self.vitals.round_at = time.monotonic()
             if routed or claimed or self._busy:
                 pause_s = self._settings.poll_min_s
             elif self._drain and self._desk.drained(tuple(self._sinks)):

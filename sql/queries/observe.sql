@@ -163,3 +163,32 @@ WHERE p.what = 'rollups' AND p.done_upto IS NOT NULL
 -- index:     none; the table is small
 -- returns:   (duty text, overdue_s double precision, failing boolean)
 SELECT u.duty, coalesce(u.overdue_s, 0), u.failing FROM pgqueue.upkeep_status u ORDER BY u.duty LIMIT 100
+
+-- name: snapshot_outbox
+-- purpose:   messages that wait, by topic
+-- called by: observe/snapshot
+-- guard:     none
+-- locks:     none
+-- index:     those of the view
+-- returns:   one row per topic, at most 1,000
+SELECT o.topic, o.pending, o.failing, o.dead, o.oldest_age_s FROM pgqueue.outbox_status o ORDER BY o.topic LIMIT 1000
+
+-- name: snapshot_alerts
+-- purpose:   how many incidents of each rule are open
+-- called by: observe/snapshot
+-- guard:     none
+-- locks:     none
+-- index:     none; rules are few, and open incidents have an index of their own
+-- returns:   (rule text, severity text, firing bigint); 0 for a rule that is at peace
+SELECT r.name, coalesce(e.severity, CASE r.severity WHEN 'tier' THEN 'warn' ELSE r.severity END) AS severity, count(e.id) AS firing
+FROM pgqueue.alert_rules r LEFT JOIN pgqueue.alert_events e ON e.rule_id = r.id AND e.resolved_at IS NULL AND e.state = 'firing'
+WHERE r.enabled GROUP BY 1, 2 ORDER BY 1, 2 LIMIT 500
+
+-- name: snapshot_evaluation
+-- purpose:   when alerts were last evaluated
+-- called by: observe/snapshot
+-- guard:     none
+-- locks:     none
+-- index:     none; one row
+-- returns:   (age_s double precision), no row before the first evaluation
+SELECT greatest(0, date_part('epoch', clock_timestamp() - a.evaluated_at)) FROM pgqueue.alert_evaluations a WHERE a.evaluated_at IS NOT NULL

@@ -370,6 +370,14 @@ def test_processes_of_all_kinds_serve_their_ports(database: Database, tmp_path: 
                 assert at(values, "schedules", state="enabled") == 1
                 exporter.signal(signal.SIGTERM)
                 assert exporter.wait() == 0
+            with start("relay", "-A", "ticksapp:app") as relay:
+                port = opened(relay, "metrics")
+                wait_for(lambda: failing(port, "/readyz") == [], 30, "ready")
+                assert failing(port, "/healthz") == failing(port, "/startupz") == []
+                components = [dict(key[1]).get("component") for key in parsed(get(port, "/metrics")[1])]
+                assert "relay" in components
+                relay.signal(signal.SIGTERM)
+                assert relay.wait() == 0
             worker.signal(signal.SIGTERM)
             assert worker.wait() == 0
         scheduler.signal(signal.SIGTERM)
@@ -410,6 +418,7 @@ def test_the_state_of_the_database_is_told(site: Any, snapshots: Snapshots) -> N
     )
     site.conn.execute("UPDATE pgqueue.jobs SET run_at = run_at - interval '90 s' WHERE state = 'ready'")
     site.app.schedules.upsert("nightly", task="pay", every="1h")
+    site.app.outbox.emit(site.conn, "ride.completed", {"ride_id": 7}, key="ride:7")
     site.conn.execute(
         "UPDATE pgqueue.queues SET sla_s = 5, owner = 'payments', tier = 'critical' WHERE name = 'critical'"
     )
@@ -434,6 +443,9 @@ def test_the_state_of_the_database_is_told(site: Any, snapshots: Snapshots) -> N
     assert at(values, "scheduler_leaders") == 0
     assert at(values, "schedules", state="enabled") == 1
     assert at(values, "schema_at_head") == 1
+    assert at(values, "outbox_pending", topic="ride.completed") == 1
+    assert (at(values, "outbox_oldest_age_seconds", topic="ride.completed") or -1) >= 0
+    assert at(values, "alerts_firing", rule="NoWorkers", severity="page") == 0
     assert at(values, "database_connections_max") == 200
     assert (at(values, "database_connections") or 0) >= 2
     assert (at(values, "table_bytes", table="jobs") or 0) > 0

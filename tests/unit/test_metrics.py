@@ -12,6 +12,7 @@ from prometheus_client.parser import text_string_to_metric_families
 from rig.database import ROOT
 
 from pgqueue.core.events import (
+    AlertUndelivered,
     AttemptEnded,
     AttemptsSucceeded,
     ClaimLostSeen,
@@ -21,6 +22,9 @@ from pgqueue.core.events import (
     Events,
     JobsRescued,
     LoopLagged,
+    OutboxDelivered,
+    OutboxFailed,
+    OutboxRouted,
     ScheduleFired,
     ScheduleMissed,
     SettlementWritten,
@@ -141,6 +145,10 @@ def test_each_event_has_its_metric() -> None:
         Warned("schedule_orphaned nightly", "gone"),
         LoopLagged(0.03),
         fired,
+        OutboxRouted("ride.completed", 5, 5, 0, 0, 0, 0.1, 0.01),
+        OutboxDelivered(1, "ride.completed", "bi", 1, 0.02, 0.3),
+        OutboxFailed(2, "ride.completed", "bi", 1, "retry", None, False, "Timeout", "no", 1.0),
+        AlertUndelivered("webhook", 3, "no answer"),
         ScheduleMissed("nightly", 4, exact=True, scheduler_id="s"),
         object(),
     ):
@@ -168,6 +176,12 @@ def test_each_event_has_its_metric() -> None:
         ("schedule_fires_total", "schedule", "nightly", "result", "missed"): 4,
         ("schedule_delay_seconds_count",): 1,
         ("wakeups_total", "source", "poll"): 5,
+        ("outbox_routed_total", "topic", "ride.completed"): 5,
+        ("outbox_delivered_total", "topic", "ride.completed", "result", "delivered"): 1,
+        ("outbox_delivered_total", "topic", "ride.completed", "result", "retry"): 1,
+        ("outbox_delivery_seconds_count", "topic", "ride.completed"): 1,
+        ("outbox_end_to_end_seconds_sum", "topic", "ride.completed"): 0.3,
+        ("alert_notifications_total", "sink", "webhook", "result", "failed"): 3,
         ("listener_failures_total",): 0,
     }
     for (name, *labels), expected in told.items():
