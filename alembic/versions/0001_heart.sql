@@ -2619,7 +2619,6 @@ LANGUAGE sql STABLE SET search_path = pg_catalog, pg_temp AS $$
     ('running_jobs', '-', 'S', 'S', 'S'),
     ('dead_letter_summary', '-', 'S', 'S', 'S'),
     ('schedule_status', '-', 'S', 'S', 'S'),
-    ('outbox_status', '-', 'S', 'S', 'S'),
     ('job_seq', '-', 'u', '-', '-'),
     ('outbox_seq', '-', 'u', '-', '-'),
     ('enqueue', 'X', 'X', 'X', '-'),

@@ -58,7 +58,6 @@ RELATIONS: Final[dict[str, tuple[str, str, str, str]]] = {
     "running_jobs": _VIEW,
     "dead_letter_summary": _VIEW,
     "schedule_status": _VIEW,
-    "outbox_status": _VIEW,
     "job_seq": ("-", "u", "-", "-"),
     "outbox_seq": ("-", "u", "-", "-"),
     # Numbers of identity columns: an INSERT needs no right on them.
