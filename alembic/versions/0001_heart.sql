@@ -2529,7 +2529,12 @@ BEGIN
       explain.sentence := format('job %s: its worker %s is gone; any living worker takes it back within its lease', the_id, left(j.worker_id::text, 8));
       explain.command := 'pgqueue workers list --ended';
     END IF;
-  ELSIF j.state = 'held' THEN
+  ELSIF j.hold_reason = 'window' AND j.run_at > moment THEN
+    explain.reason := 'window';
+    explain.sentence := format('job %s: collected with others of task %s until %s, in %s s, for one call', the_id, j.task,
+      to_char(j.run_at AT TIME ZONE 'UTC', 'YYYY-MM-DD"T"HH24:MI:SS"Z"'), ceil(extract(epoch FROM j.run_at - moment)));
+    explain.command := 'pgqueue jobs run-now ' || the_id;
+  ELSIF j.state = 'held' AND j.hold_reason <> 'window' THEN
     explain.reason := j.hold_reason;
     explain.sentence := format('job %s: held, %s', the_id, CASE j.hold_reason
       WHEN 'unknown_task' THEN format('no worker of queue %s knows task %s; a worker that does frees it by itself', j.queue, j.task)
@@ -2552,6 +2557,10 @@ BEGIN
     explain.reason := 'no_worker';
     explain.sentence := format('job %s: no living worker serves queue %s', the_id, j.queue);
     explain.command := 'pgqueue worker -A … -q ' || j.queue;
+  ELSIF j.hold_reason = 'window' THEN
+    explain.reason := 'window_ended';
+    explain.sentence := format('job %s: its window ended %s s ago; it goes along in the window''s next call', the_id,
+      round(extract(epoch FROM moment - j.run_at)));
   ELSIF j.state = 'scheduled' THEN
     explain.reason := 'due';
     explain.sentence := format('job %s: due since %s s; the next round of promotion makes it ready', the_id, round(extract(epoch FROM moment - j.run_at)));

@@ -81,6 +81,15 @@ def test_each_case_has_its_reason(any_database: Database) -> None:
     conn.execute("UPDATE pgqueue.jobs SET run_at = now() - interval '1 min' WHERE id = %s", [later])
     assert reason(later)[0] == "due"
 
+    collected = job(conn, ", window_s => 3600, max_attempts => 6")
+    assert reason(collected)[::2] == ("window", f"pgqueue jobs run-now {collected}")
+    assert "collected with others of task t until" in reason(collected)[1]
+    conn.execute("UPDATE pgqueue.jobs SET run_at = now() - interval '1 min' WHERE id = %s", [collected])
+    assert reason(collected)[::2] == ("window_ended", None)
+    conn.execute("SELECT pgqueue.pause('default')")
+    assert reason(collected)[0] == "paused", "that is what its call waits for"
+    conn.execute("SELECT pgqueue.resume('default')")
+
     running = next(taken for taken in hand.claim(1, queues=["default"]) if taken.id == first)
     assert reason(first)[0] == "running"
     assert f"worker {hand.worker_id[:8]} (rig, pid 1)" in reason(first)[1]
