@@ -90,6 +90,12 @@ class App(OutboxFace):
         batch_key: str | None = None,
         batch_window: str | float | timedelta | None = None,
         group_commit: int = 0,
+        unique: bool | str | Sequence[str] | None = None,
+        unique_for: str | float | timedelta | None = None,
+        debounce: str | float | timedelta | None = None,
+        key_ttl: str | float | timedelta | None = None,
+        key_scope: str | None = None,
+        on_conflict: str | None = None,
     ) -> _Decorator: ...
 
     def task(self, function: Callable[..., Any] | None = None, /, **options: Any) -> Any:
@@ -99,7 +105,10 @@ class App(OutboxFace):
         retry: its Retry policy · timeout: how long one attempt may take ("30s") ·
         batch: hand up to so many jobs to one call, `f(ctx, jobs)`, in one transaction; batch_key: the argument
         whose value keeps jobs apart · batch_window: collect jobs so long ("5m") and hand those of a window and key to
-        one call · group_commit: let up to so many jobs share a transaction, a savepoint each.
+        one call · group_commit: let up to so many jobs share a transaction, a savepoint each ·
+        unique: arguments (("ride_id",), or True: all) whose values make the job's idempotency key; unique_for: how long
+        it is held, instead of while the job lives; debounce: start so long after the last call, with its arguments ·
+        key_ttl, key_scope, on_conflict: as in `using`.
         The function's first parameter is the context if it is called `ctx` or annotated JobContext.
         Raises DuplicateTask for a name that is taken, ConfigurationError for a signature that cannot work.
         """
@@ -290,7 +299,7 @@ class App(OutboxFace):
             name,
             args or {},
             JobOptions.checked(**options),
-            defaults=TaskDefaults() if task is None else task.defaults,
+            defaults=TaskDefaults(key_ttl_s=self.settings.key_ttl_s) if task is None else task.defaults,
             signature=None if task is None else task.signature,
             bytes_max=self.settings.payload_bytes_max,
         )

@@ -19,6 +19,7 @@ PgQueueError
 │   ├── ClaimLost                the fence refused: another claim of the job is newer
 │   └── UnknownOutcome           the answer to COMMIT was lost and could not be read back
 ├── ConflictError                exit 4: the object's state does not allow the action
+│   └── DuplicateKey             an idempotency key has a job already, and the call asked to be told
 ├── NotFoundError                exit 3
 ├── SinkUnavailable              a sink of the outbox cannot be reached at all: no fault of the message
 ├── TransactionMisuse            a handler ended its job's transaction itself, or hid a database error in it
@@ -157,6 +158,21 @@ class ConflictError(PgQueueError):
     """The object's current state does not allow the action."""
 
     exit_code = 4
+
+
+class DuplicateKey(ConflictError):
+    """An idempotency key has a job already; `job_id` says which. Raised only where `on_conflict="raise"` asks for it."""
+
+    def __init__(self, task: str, job_id: int) -> None:
+        self.task = task
+        self.job_id = job_id
+        super().__init__(
+            f"task {task}: job {job_id} has this idempotency key already, nothing was enqueued; "
+            "use that job, or another key"
+        )
+
+    def __reduce__(self) -> tuple[object, ...]:
+        return (DuplicateKey, (self.task, self.job_id))
 
 
 class NotFoundError(PgQueueError):

@@ -9,11 +9,12 @@ from typing import TYPE_CHECKING, Any, Final, Generic, ParamSpec, TypeVar
 
 from pgqueue.core.durations import parse_duration
 from pgqueue.core.events import Events, JobsEnqueued
+from pgqueue.core.keys import KeyOfArguments
 from pgqueue.core.names import check_priority, check_queue, check_task
 from pgqueue.core.registry import RegisteredTask
 from pgqueue.core.retry import Retry
 from pgqueue.core.signature import HandlerSignature, inspect_handler
-from pgqueue.errors import ConfigurationError
+from pgqueue.errors import ConfigurationError, InvalidOption
 from pgqueue.producer.enqueue import (
     Enqueued,
     EnqueuedMany,
@@ -33,6 +34,7 @@ P = ParamSpec("P")
 R = TypeVar("R")
 
 _NO_OPTIONS = JobOptions()
+_KEY_OPTIONS: Final = frozenset({"unique", "unique_for", "debounce", "key_ttl", "key_scope", "on_conflict"})
 BATCH_MAX: Final = 5_000
 WINDOW_BATCH: Final = 1_000  # jobs to a call when a task has batch_window= but no batch=
 WINDOW_MIN_S: Final = 0.1
@@ -57,6 +59,7 @@ class Task(Generic[P, R]):
         batch_key: str | None = None,
         batch_window: str | float | timedelta | None = None,
         group_commit: int = 0,
+        **key_options: Any,
     ) -> None:
         if not callable(function):
             raise ConfigurationError(f"task {name}: not a function; put @app.task above a def")
@@ -83,8 +86,10 @@ class Task(Generic[P, R]):
         self.batch, self.batch_key, self.group_commit = _checked_together(
             self.name, batch, batch_key, group_commit
         )
+        self.options = _checked_options(self.name, key_options)
         # A batch handler takes a list of jobs, so its parameters say nothing about one job's arguments.
         self.signature = inspect_handler(function)
+        _check_unique(self.name, self.options, None if self.batch else self.signature)
         self.is_async = inspect.iscoroutinefunction(function)
         self.__name__ = getattr(function, "__name__", self.name)
         self.__doc__ = function.__doc__
@@ -101,11 +106,13 @@ class Task(Generic[P, R]):
         """The task with options for the jobs enqueued through it.
 
         queue: str · priority: int, 0 (first) to 9 · delay: "5m", seconds or timedelta · run_at: aware datetime ·
-        idempotency_key: str · key_ttl: duration · concurrency_key: str · retry: Retry · timeout: duration ·
+        idempotency_key: str · key_ttl: duration · key_scope: "time", "forever", "live", "waiting" ·
+        on_conflict: "return_existing", "raise", "replace" · unique: names of arguments, or True · unique_for: duration ·
+        debounce: duration · concurrency_key: str · retry: Retry · timeout: duration ·
         expires_at: aware datetime · headers: mapping of str to str · tags: sequence of str.
         Raises InvalidInput for an unknown option or a value out of range.
         """
-        return BoundTask(self, JobOptions.checked(**options))
+        return BoundTask(self, self.options.merged(_checked_for(self, options)))
 
     def enqueue(self, where: Where, /, *args: P.args, **kwargs: P.kwargs) -> Enqueued:
         """Enqueue one job in the transaction of `where` (None: in one of its own), with the handler's arguments by name.
@@ -113,37 +120,37 @@ class Task(Generic[P, R]):
         Returns the job's id, and whether it was created. Raises InvalidArguments before any statement was sent,
         TypeError for a `where` that is not a connection or session.
         """
-        return BoundTask(self, _NO_OPTIONS).enqueue(where, *args, **kwargs)
+        return BoundTask(self, self.options).enqueue(where, *args, **kwargs)
 
     async def enqueue_async(self, where: Where, /, *args: P.args, **kwargs: P.kwargs) -> Enqueued:
         """As `enqueue`, on an async connection or session."""
-        return await BoundTask(self, _NO_OPTIONS).enqueue_async(where, *args, **kwargs)
+        return await BoundTask(self, self.options).enqueue_async(where, *args, **kwargs)
 
     def enqueue_many(self, where: Where, jobs: Iterable[Mapping[str, Any]], /) -> EnqueuedMany:
         """Enqueue a job for each mapping of arguments, all or none, a thousand to a statement."""
-        return BoundTask(self, _NO_OPTIONS).enqueue_many(where, jobs)
+        return BoundTask(self, self.options).enqueue_many(where, jobs)
 
     async def enqueue_many_async(self, where: Where, jobs: Iterable[Mapping[str, Any]], /) -> EnqueuedMany:
         """As `enqueue_many`, on an async connection or session."""
-        return await BoundTask(self, _NO_OPTIONS).enqueue_many_async(where, jobs)
+        return await BoundTask(self, self.options).enqueue_many_async(where, jobs)
 
     def enqueue_in(self, where: Any, parent_id: int, args: dict[str, Any]) -> Enqueued:
         """Enqueue as a child of a running job; handlers call `ctx.enqueue`."""
-        return BoundTask(self, _NO_OPTIONS).enqueue_in(where, parent_id, args)
+        return BoundTask(self, self.options).enqueue_in(where, parent_id, args)
 
     async def enqueue_in_async(self, where: Any, parent_id: int, args: dict[str, Any]) -> Enqueued:
         """The same on an async connection."""
-        return await BoundTask(self, _NO_OPTIONS).enqueue_in_async(where, parent_id, args)
+        return await BoundTask(self, self.options).enqueue_in_async(where, parent_id, args)
 
     def enqueue_many_in(self, where: Any, parent_id: int, jobs: Iterable[Mapping[str, Any]]) -> EnqueuedMany:
         """Enqueue many as children of a running job; handlers call `ctx.enqueue_many`."""
-        return BoundTask(self, _NO_OPTIONS).enqueue_many_in(where, parent_id, jobs)
+        return BoundTask(self, self.options).enqueue_many_in(where, parent_id, jobs)
 
     async def enqueue_many_in_async(
         self, where: Any, parent_id: int, jobs: Iterable[Mapping[str, Any]]
     ) -> EnqueuedMany:
         """The same on an async connection."""
-        return await BoundTask(self, _NO_OPTIONS).enqueue_many_in_async(where, parent_id, jobs)
+        return await BoundTask(self, self.options).enqueue_many_in_async(where, parent_id, jobs)
 
     @property
     def defaults(self) -> TaskDefaults:
@@ -154,6 +161,7 @@ class Task(Generic[P, R]):
             max_attempts=self.app.policy(self.name, self.queue).max_attempts,
             window_s=self.batch_window_s or 0,
             batch_key=self.batch_key,
+            key_ttl_s=self.app.settings.key_ttl_s,
         )
 
     def registered(self) -> RegisteredTask:
@@ -188,7 +196,7 @@ class BoundTask(Generic[P, R]):
 
     def using(self, **options: Any) -> BoundTask[P, R]:
         """More options; the later ones win."""
-        return BoundTask(self.task, self.options.merged(JobOptions.checked(**options)))
+        return BoundTask(self.task, self.options.merged(_checked_for(self.task, options)))
 
     def enqueue(self, where: Where, /, *args: P.args, **kwargs: P.kwargs) -> Enqueued:
         """As Task.enqueue."""
@@ -290,6 +298,29 @@ def _told_many(events: Events, made: EnqueuedMany) -> EnqueuedMany:
 
 def _count_of(jobs: Iterable[Mapping[str, Any]]) -> int:
     return len(jobs) if isinstance(jobs, Sized) else 0
+
+
+def _checked_options(name: str, given: Mapping[str, Any]) -> JobOptions:
+    unknown = sorted(given.keys() - _KEY_OPTIONS)
+    if unknown:
+        raise TypeError(f"task {name}: unexpected option {unknown[0]!r}")
+    return JobOptions.checked(**given) if given else _NO_OPTIONS
+
+
+def _checked_for(task: Task[Any, Any], options: Mapping[str, Any]) -> JobOptions:
+    checked = JobOptions.checked(**options)
+    _check_unique(task.name, checked, task.checks_arguments)
+    return checked
+
+
+def _check_unique(name: str, options: JobOptions, signature: HandlerSignature | None) -> None:
+    """A misspelt argument in `unique` is found where it is written, not by the first job."""
+    key = options.idempotency_key
+    if not isinstance(key, KeyOfArguments) or signature is None or signature.allowed is None:
+        return
+    strange = sorted(set(key.names or ()) - signature.allowed)
+    if strange:
+        raise InvalidOption("unique", f"task {name} has no argument {strange[0]!r}")
 
 
 def _checked_together(

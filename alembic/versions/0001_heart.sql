@@ -284,25 +284,30 @@ COMMENT ON COLUMN pgqueue.job_transitions.error_fingerprint IS 'Fingerprint of t
 COMMENT ON COLUMN pgqueue.job_transitions.next_run_at IS 'When it may start again';
 COMMENT ON COLUMN pgqueue.job_transitions.note IS 'A person''s words';
 
--- Idempotency keys: at most one job per (task, key) until the key expires. They outlive their jobs.
+-- Idempotency keys: at most one job per (task, key) while the key is held. They outlive their jobs.
+-- How long a key is held, its scope: a time; for ever; while its job is live; while its job waits for its first
+-- start. The last two end with what the job's own row says, so that settling a job never touches its key.
 CREATE TABLE pgqueue.dedup_keys (
   task text NOT NULL,
   key text NOT NULL,
   job_id bigint NOT NULL,
   created_at timestamptz NOT NULL,
   expires_at timestamptz NOT NULL,
+  scope text NOT NULL DEFAULT 'time',
   result jsonb,
-  PRIMARY KEY (task, key)
+  PRIMARY KEY (task, key),
+  CONSTRAINT dedup_keys_scope_check CHECK (scope IN ('time', 'forever', 'live', 'waiting'))
 );
 CREATE INDEX dedup_keys_expires_at_idx ON pgqueue.dedup_keys (expires_at);
 
 COMMENT ON TABLE pgqueue.dedup_keys IS 'Who was first under an idempotency key';
-COMMENT ON COLUMN pgqueue.dedup_keys.task IS 'Task name; keys of different tasks never meet';
+COMMENT ON COLUMN pgqueue.dedup_keys.task IS 'Task name; keys of different tasks never meet. once:NAME: a key that handlers of the task took with ctx.once';
 COMMENT ON COLUMN pgqueue.dedup_keys.key IS 'The caller''s key';
-COMMENT ON COLUMN pgqueue.dedup_keys.job_id IS 'The first job, whose id every later caller gets';
+COMMENT ON COLUMN pgqueue.dedup_keys.job_id IS 'The first job, whose id every later caller gets; its redrive, once there is one';
 COMMENT ON COLUMN pgqueue.dedup_keys.created_at IS 'When it was first used';
-COMMENT ON COLUMN pgqueue.dedup_keys.expires_at IS 'From here on the key is free again; ''infinity'' = never';
-COMMENT ON COLUMN pgqueue.dedup_keys.result IS 'The first job''s result, kept as long as the key';
+COMMENT ON COLUMN pgqueue.dedup_keys.expires_at IS 'Scope time: from here on the key is free again. forever: ''infinity''. live, waiting: when upkeep looks at its job next';
+COMMENT ON COLUMN pgqueue.dedup_keys.scope IS 'How long the key is held: time, forever, live (while its job is live), waiting (while its job waits for its first start)';
+COMMENT ON COLUMN pgqueue.dedup_keys.result IS 'The job''s result once its history is gone, or what the handler kept under ctx.once';
 
 -- What steers and watches: queues, tasks as workers know them, workers, sleepers, operators' audit. All small.
 CREATE TABLE pgqueue.queues (
@@ -1513,35 +1518,75 @@ BEGIN
 END $$;
 COMMENT ON FUNCTION pgqueue.check_options IS 'True, or raises 22023 if one of the rarer options of a job is out of bounds';
 
+-- The options of a key. `keyed`: whether there is one.
+CREATE FUNCTION pgqueue.check_key_options(keyed boolean, key_ttl interval, key_scope text, on_conflict text)
+RETURNS boolean LANGUAGE plpgsql IMMUTABLE PARALLEL SAFE AS $$
+BEGIN
+  IF num_nonnulls(key_scope, on_conflict) = 0 THEN
+    RETURN true;
+  ELSIF key_scope NOT IN ('time', 'forever', 'live', 'waiting') THEN
+    RAISE EXCEPTION 'key_scope: unknown; there are time, forever, live and waiting' USING ERRCODE = '22023';
+  ELSIF on_conflict NOT IN ('return_existing', 'raise', 'replace') THEN
+    RAISE EXCEPTION 'on_conflict: unknown; there are return_existing, raise and replace' USING ERRCODE = '22023';
+  ELSIF NOT keyed THEN
+    RAISE EXCEPTION '%: is given without idempotency_key; it says how that key is used',
+      CASE WHEN key_scope IS NOT NULL THEN 'key_scope' ELSE 'on_conflict' END USING ERRCODE = '22023';
+  ELSIF key_ttl IS NOT NULL AND key_scope <> 'time' THEN
+    RAISE EXCEPTION 'key_ttl: is given together with key_scope %, which ends otherwise; give one of them', key_scope USING ERRCODE = '22023';
+  END IF;
+  RETURN true;
+END $$;
+COMMENT ON FUNCTION pgqueue.check_key_options IS 'True, or raises 22023 if a key''s life or the answer to a second use is none that we know';
+
+-- Whether a key still belongs to its job. A job that waits stays as it is until the caller's transaction ends: a
+-- worker that began it now would not see what the caller is about to commit, and the caller was told that it will.
+CREATE FUNCTION pgqueue.key_is_held(scope text, expires_at timestamptz, job_id bigint)
+RETURNS boolean LANGUAGE plpgsql VOLATILE AS $$
+BEGIN
+  IF scope = 'live' THEN
+    RETURN EXISTS (SELECT FROM pgqueue.jobs j WHERE j.id = key_is_held.job_id);
+  ELSIF scope = 'waiting' THEN
+    PERFORM FROM pgqueue.jobs j
+      WHERE j.id = key_is_held.job_id AND j.state IN ('ready', 'scheduled', 'held') AND j.attempt = 0 AND j.errors IS NULL
+      FOR KEY SHARE;
+    RETURN FOUND;
+  END IF;
+  RETURN expires_at > clock_timestamp();
+END $$;
+COMMENT ON FUNCTION pgqueue.key_is_held IS 'Whether a key is taken: by its expiry, or by where its job stands';
+
 -- Takes the key, or tells who has it. A conflict is looked at in a second statement: one statement sees
 -- nothing after it waited for the other's commit.
-CREATE FUNCTION pgqueue.take_key(task text, key text, ttl interval, OUT job_id bigint, OUT taken boolean)
+CREATE FUNCTION pgqueue.take_key(task text, key text, ttl interval, key_scope text DEFAULT NULL, for_job bigint DEFAULT NULL, OUT job_id bigint, OUT taken boolean)
 LANGUAGE plpgsql VOLATILE AS $$
 #variable_conflict use_column
 DECLARE
   moment timestamptz := clock_timestamp();
-  until timestamptz := moment + coalesce(take_key.ttl, interval '24 hours');
-  free_from timestamptz;
+  until timestamptz := CASE coalesce(take_key.key_scope, 'time') WHEN 'time' THEN moment + coalesce(take_key.ttl, interval '24 hours')
+    WHEN 'forever' THEN 'infinity' ELSE moment + interval '1 minute' END;
+  holder record;
 BEGIN
   LOOP
-    INSERT INTO pgqueue.dedup_keys AS k (task, key, job_id, created_at, expires_at)
-      VALUES (take_key.task, take_key.key, nextval('pgqueue.job_seq'), moment, until)
+    INSERT INTO pgqueue.dedup_keys AS k (task, key, job_id, created_at, expires_at, scope)
+      VALUES (take_key.task, take_key.key, coalesce(take_key.for_job, nextval('pgqueue.job_seq')), moment, until,
+        coalesce(take_key.key_scope, 'time'))
       ON CONFLICT (task, key) DO NOTHING
       RETURNING k.job_id INTO take_key.job_id;
     IF FOUND THEN
       take_key.taken := true;
       RETURN;
     END IF;
-    SELECT k.job_id, k.expires_at INTO take_key.job_id, free_from
-      FROM pgqueue.dedup_keys k WHERE k.task = take_key.task AND k.key = take_key.key;
-    IF FOUND AND free_from > clock_timestamp() THEN
+    SELECT k.job_id, k.expires_at, k.scope INTO holder FROM pgqueue.dedup_keys k WHERE k.task = take_key.task AND k.key = take_key.key;
+    IF FOUND AND pgqueue.key_is_held(holder.scope, holder.expires_at, holder.job_id) THEN
+      take_key.job_id := holder.job_id;
       take_key.taken := false;
       RETURN;
     END IF;
-    -- Expired: the first to update it owns it; whoever comes second finds it alive again and goes round.
+    -- Free again: the first to update it owns it; whoever comes second finds another job there and goes round.
     UPDATE pgqueue.dedup_keys k
-      SET job_id = nextval('pgqueue.job_seq'), created_at = moment, expires_at = until, result = NULL
-      WHERE k.task = take_key.task AND k.key = take_key.key AND k.expires_at <= clock_timestamp()
+      SET job_id = coalesce(take_key.for_job, nextval('pgqueue.job_seq')), created_at = moment, expires_at = until,
+        scope = coalesce(take_key.key_scope, 'time'), result = NULL
+      WHERE k.task = take_key.task AND k.key = take_key.key AND k.job_id = holder.job_id AND k.expires_at = holder.expires_at
       RETURNING k.job_id INTO take_key.job_id;
     IF FOUND THEN
       take_key.taken := true;
@@ -1549,7 +1594,60 @@ BEGIN
     END IF;
   END LOOP;
 END $$;
-COMMENT ON FUNCTION pgqueue.take_key IS 'Takes an idempotency key for a new job id, or returns the id of the job that has it';
+COMMENT ON FUNCTION pgqueue.take_key IS 'Takes an idempotency key for a job id (NULL: a new one), or returns the id of the job that has it';
+
+-- The answer to a second use of a key that wants the waiting job to be as the newest call says.
+CREATE FUNCTION pgqueue.replace_job(job_id bigint, args jsonb, headers jsonb, delay interval, run_at timestamptz, expires_at timestamptz)
+RETURNS boolean LANGUAGE plpgsql VOLATILE AS $$
+#variable_conflict use_column
+DECLARE
+  moment timestamptz := clock_timestamp();
+  due timestamptz := greatest(moment, replace_job.run_at, moment + replace_job.delay);
+  old pgqueue.jobs;
+  next_state text;
+BEGIN
+  -- A job that has begun once may have left traces of its old arguments: recorded steps, calls to others.
+  SELECT * INTO old FROM pgqueue.jobs j
+    WHERE j.id = replace_job.job_id AND j.state IN ('ready', 'scheduled', 'held') AND j.attempt = 0 AND j.errors IS NULL
+    FOR UPDATE;
+  IF NOT FOUND THEN
+    RETURN false;
+  END IF;
+  next_state := CASE WHEN old.state = 'held' THEN 'held' WHEN due > moment THEN 'scheduled' ELSE 'ready' END;
+  UPDATE pgqueue.jobs j
+    SET args = replace_job.args, headers = replace_job.headers, expires_at = replace_job.expires_at, state = next_state,
+      run_at = CASE WHEN j.hold_reason = 'window' THEN j.run_at ELSE due END,  -- a window's jobs start together
+      batch_key = CASE WHEN j.hold_reason = 'window'
+        THEN pgqueue.batch_key(replace_job.args, (SELECT t.batch_key FROM pgqueue.tasks t WHERE t.name = j.task)) ELSE j.batch_key END,
+      ready_seq = CASE next_state WHEN 'ready' THEN coalesce(j.ready_seq, nextval('pgqueue.job_seq')) END
+    WHERE j.id = old.id;
+  IF next_state <> old.state THEN
+    INSERT INTO pgqueue.job_transitions (job_id, from_state, to_state, reason, actor, queue, task, next_run_at)
+      VALUES (old.id, old.state, next_state, 'rescheduled', session_user, old.queue, old.task, due);
+    IF next_state = 'ready' THEN
+      PERFORM pgqueue.wake(old.queue);
+    END IF;
+  END IF;
+  RETURN true;
+END $$;
+COMMENT ON FUNCTION pgqueue.replace_job IS 'Gives a job that waits for its first start new arguments and a new time; false if it no longer waits';
+
+-- What a call gets whose key had a job already: minus the job's id; minus 2^62 more if that job was changed by it.
+CREATE FUNCTION pgqueue.meet_key(job_id bigint, task text, on_conflict text, args jsonb, headers jsonb, delay interval,
+                                 run_at timestamptz, expires_at timestamptz)
+RETURNS bigint LANGUAGE plpgsql VOLATILE AS $$
+BEGIN
+  IF on_conflict = 'raise' THEN
+    RAISE EXCEPTION 'task %: job % has this idempotency key already, nothing was enqueued; use that job, or another key', task, job_id
+      USING ERRCODE = 'PQ013';
+  ELSIF on_conflict = 'replace' THEN  -- not with AND: of NULL AND a function, the function is called
+    IF pgqueue.replace_job(job_id, args, headers, delay, run_at, expires_at) THEN
+      RETURN -job_id - 4611686018427387904;
+    END IF;
+  END IF;
+  RETURN -job_id;
+END $$;
+COMMENT ON FUNCTION pgqueue.meet_key IS 'Answers a call whose idempotency key has a job, as its on_conflict asks';
 
 CREATE FUNCTION pgqueue.wake(queue text) RETURNS void
 LANGUAGE plpgsql VOLATILE AS $$
@@ -1574,7 +1672,7 @@ $$;
 COMMENT ON FUNCTION pgqueue.batch_key IS 'The value of a job''s argument as the key of its window: cut to a digest if it is long, empty if there is none';
 
 -- One number instead of a row: a scalar in the SELECT list needs no tuplestore (10 us). Its sign tells what
--- created tells elsewhere: negative when the key already had a job.
+-- created tells elsewhere: negative when the key already had a job, below -2^62 when that job was replaced.
 -- checked: the caller has applied these rules itself, with its own limit of size; the table's CHECKs remain.
 CREATE FUNCTION pgqueue.put_job(
   task text, args jsonb DEFAULT '{}', queue text DEFAULT NULL, priority integer DEFAULT NULL, delay interval DEFAULT NULL,
@@ -1582,7 +1680,7 @@ CREATE FUNCTION pgqueue.put_job(
   max_attempts integer DEFAULT NULL, retry jsonb DEFAULT NULL, timeout_s double precision DEFAULT NULL,
   expires_at timestamptz DEFAULT NULL, concurrency_key text DEFAULT NULL, tags text[] DEFAULT NULL,
   parent_id bigint DEFAULT NULL, wake boolean DEFAULT true, checked boolean DEFAULT false,
-  window_s double precision DEFAULT NULL, batch_key text DEFAULT NULL)
+  window_s double precision DEFAULT NULL, batch_key text DEFAULT NULL, key_scope text DEFAULT NULL, on_conflict text DEFAULT NULL)
 RETURNS bigint LANGUAGE plpgsql VOLATILE SECURITY DEFINER SET search_path = pg_catalog, pg_temp AS $$
 #variable_conflict use_column
 DECLARE
@@ -1599,7 +1697,8 @@ BEGIN
     IF NOT put_job.checked THEN
       put_job.checked := pgqueue.check_job(put_job.task, put_job.args, put_job.queue, put_job.priority, put_job.delay,
         put_job.run_at, put_job.idempotency_key, put_job.key_ttl, put_job.headers, put_job.max_attempts)
-        AND pgqueue.check_options(put_job.retry, put_job.timeout_s, put_job.expires_at, put_job.concurrency_key, put_job.tags);
+        AND pgqueue.check_options(put_job.retry, put_job.timeout_s, put_job.expires_at, put_job.concurrency_key, put_job.tags)
+        AND pgqueue.check_key_options(put_job.idempotency_key IS NOT NULL, put_job.key_ttl, put_job.key_scope, put_job.on_conflict);
     END IF;
     IF put_job.queue IS NULL OR put_job.priority IS NULL OR put_job.max_attempts IS NULL OR put_job.window_s IS NULL THEN
       SELECT t.queue, t.priority, t.max_attempts, t.batch_window_s, t.batch_key INTO known FROM pgqueue.tasks t WHERE t.name = put_job.task;
@@ -1615,10 +1714,13 @@ BEGIN
     IF put_job.idempotency_key IS NULL THEN
       job_id := nextval('pgqueue.job_seq');
     ELSE
-      first := pgqueue.take_key(put_job.task, put_job.idempotency_key, put_job.key_ttl);
+      first := pgqueue.take_key(put_job.task, put_job.idempotency_key, put_job.key_ttl, put_job.key_scope, NULL);
       job_id := first.job_id;
-      IF NOT first.taken THEN
+      IF NOT first.taken AND put_job.on_conflict IS NULL THEN
         RETURN -job_id;
+      ELSIF NOT first.taken THEN
+        RETURN pgqueue.meet_key(job_id, put_job.task, put_job.on_conflict, put_job.args, put_job.headers, put_job.delay, put_job.run_at,
+          put_job.expires_at);
       END IF;
     END IF;
     IF put_job.window_s > 0 THEN
@@ -1648,23 +1750,25 @@ BEGIN
       THEN pg_notify('pgqueue_wake', '') IS NOT NULL END INTO asleep;
   RETURN job_id;
 END $$;
-COMMENT ON FUNCTION pgqueue.put_job IS 'As enqueue_job; returns the id, negative when the idempotency key already had a job';
+COMMENT ON FUNCTION pgqueue.put_job IS 'As enqueue_job; returns the id, negative when the idempotency key already had a job, 2^62 less when that job was replaced';
 
 CREATE FUNCTION pgqueue.enqueue_job(
   task text, args jsonb DEFAULT '{}', queue text DEFAULT NULL, priority integer DEFAULT NULL, delay interval DEFAULT NULL,
   run_at timestamptz DEFAULT NULL, idempotency_key text DEFAULT NULL, key_ttl interval DEFAULT NULL, headers jsonb DEFAULT NULL,
   max_attempts integer DEFAULT NULL, retry jsonb DEFAULT NULL, timeout_s double precision DEFAULT NULL,
   expires_at timestamptz DEFAULT NULL, concurrency_key text DEFAULT NULL, tags text[] DEFAULT NULL,
-  parent_id bigint DEFAULT NULL, wake boolean DEFAULT true, checked boolean DEFAULT false,
-  OUT job_id bigint, OUT created boolean)
+  parent_id bigint DEFAULT NULL, wake boolean DEFAULT true, checked boolean DEFAULT false, key_scope text DEFAULT NULL,
+  on_conflict text DEFAULT NULL,
+  OUT job_id bigint, OUT created boolean, OUT replaced boolean)
 LANGUAGE plpgsql VOLATILE SECURITY DEFINER SET search_path = pg_catalog, pg_temp AS $$
 BEGIN
   job_id := pgqueue.put_job(task, args, queue, priority, delay, run_at, idempotency_key, key_ttl, headers, max_attempts, retry,
-    timeout_s, expires_at, concurrency_key, tags, parent_id, wake, checked);
+    timeout_s, expires_at, concurrency_key, tags, parent_id, wake, checked, key_scope => key_scope, on_conflict => on_conflict);
   created := job_id > 0;
-  job_id := abs(job_id);
+  replaced := job_id < -4611686018427387904;
+  job_id := abs(job_id) & 4611686018427387903;
 END $$;
-COMMENT ON FUNCTION pgqueue.enqueue_job IS 'Enqueues one job in the caller''s transaction; created is false when the idempotency key already had a job, whose id is returned';
+COMMENT ON FUNCTION pgqueue.enqueue_job IS 'Enqueues one job in the caller''s transaction; created is false when the idempotency key already had a job, whose id is returned; replaced, when that job has the new arguments and time';
 
 -- Many jobs of one task, their arguments as one JSON array: one text to send and one to parse. Returns the ids in
 -- the order given, with the sign as in put_job.
@@ -1674,7 +1778,7 @@ CREATE FUNCTION pgqueue.put_jobs(
   max_attempts integer DEFAULT NULL, retry jsonb DEFAULT NULL, timeout_s double precision DEFAULT NULL,
   expires_at timestamptz DEFAULT NULL, concurrency_key text DEFAULT NULL, tags text[] DEFAULT NULL,
   parent_id bigint DEFAULT NULL, wake boolean DEFAULT true, checked boolean DEFAULT false,
-  window_s double precision DEFAULT NULL, batch_key text DEFAULT NULL)
+  window_s double precision DEFAULT NULL, batch_key text DEFAULT NULL, key_scope text DEFAULT NULL, on_conflict text DEFAULT NULL)
 RETURNS bigint[] LANGUAGE plpgsql VOLATILE SECURITY DEFINER SET search_path = pg_catalog, pg_temp AS $$
 #variable_conflict use_column
 DECLARE
@@ -1695,7 +1799,8 @@ BEGIN
   IF NOT put_jobs.checked THEN
     PERFORM pgqueue.check_job(put_jobs.task, '{}', put_jobs.queue, put_jobs.priority, put_jobs.delay, put_jobs.run_at, NULL,
       put_jobs.key_ttl, put_jobs.headers, put_jobs.max_attempts),
-      pgqueue.check_options(put_jobs.retry, put_jobs.timeout_s, put_jobs.expires_at, put_jobs.concurrency_key, put_jobs.tags);
+      pgqueue.check_options(put_jobs.retry, put_jobs.timeout_s, put_jobs.expires_at, put_jobs.concurrency_key, put_jobs.tags),
+      pgqueue.check_key_options(put_jobs.idempotency_keys IS NOT NULL, put_jobs.key_ttl, put_jobs.key_scope, put_jobs.on_conflict);
     PERFORM pgqueue.check_args(format('args[%s]', a.i - 1), a.arg)
       FROM jsonb_array_elements(args) WITH ORDINALITY AS a (arg, i);
     PERFORM pgqueue.check_key(format('idempotency_keys[%s]', k.i - 1), k.key)
@@ -1714,10 +1819,23 @@ BEGIN
     FROM generate_series(1, jsonb_array_length(args)) WITH ORDINALITY AS g (_, i)
       LEFT JOIN unnest(put_jobs.idempotency_keys) WITH ORDINALITY AS k (key, i) ON k.i = g.i ORDER BY g.i);
   -- In the order of the keys, so that two producers with overlapping batches cannot deadlock.
-  FOR row IN SELECT k.key, k.i FROM unnest(put_jobs.idempotency_keys) WITH ORDINALITY AS k (key, i)
+  FOR row IN SELECT k.key, k.i, lag(k.i) OVER (PARTITION BY k.key ORDER BY k.i) AS before
+             FROM unnest(put_jobs.idempotency_keys) WITH ORDINALITY AS k (key, i)
              WHERE k.key IS NOT NULL ORDER BY k.key COLLATE "C", k.i LOOP
-    first := pgqueue.take_key(put_jobs.task, row.key, put_jobs.key_ttl);
-    ids[row.i] := CASE WHEN first.taken THEN first.job_id ELSE -first.job_id END;
+    IF ids[row.before] > 0 THEN
+      -- Twice in this very call, and the first is not in the table yet. Of two that replace each other the last stays.
+      IF put_jobs.on_conflict = 'replace' THEN
+        ids[row.i] := ids[row.before];
+        ids[row.before] := -ids[row.before];
+      ELSE
+        ids[row.i] := pgqueue.meet_key(ids[row.before], put_jobs.task, put_jobs.on_conflict, NULL, NULL, NULL, NULL, NULL);
+      END IF;
+      CONTINUE;
+    END IF;
+    first := pgqueue.take_key(put_jobs.task, row.key, put_jobs.key_ttl, put_jobs.key_scope, NULL);
+    ids[row.i] := CASE WHEN first.taken THEN first.job_id
+      ELSE pgqueue.meet_key(first.job_id, put_jobs.task, put_jobs.on_conflict, put_jobs.args -> (row.i - 1)::integer, put_jobs.headers,
+        put_jobs.delay, put_jobs.run_at, put_jobs.expires_at) END;
   END LOOP;
 
   moment := clock_timestamp();
@@ -1740,36 +1858,41 @@ BEGIN
   END IF;
   RETURN ids;
 END $$;
-COMMENT ON FUNCTION pgqueue.put_jobs IS 'As enqueue_jobs; returns the ids, negative where the idempotency key already had a job';
+COMMENT ON FUNCTION pgqueue.put_jobs IS 'As enqueue_jobs; returns the ids, negative where the idempotency key already had a job, 2^62 less where that job was replaced';
 
 CREATE FUNCTION pgqueue.enqueue_jobs(
   task text, args jsonb[], queue text DEFAULT NULL, priority integer DEFAULT NULL, delay interval DEFAULT NULL,
   run_at timestamptz DEFAULT NULL, idempotency_keys text[] DEFAULT NULL, key_ttl interval DEFAULT NULL, headers jsonb DEFAULT NULL,
   max_attempts integer DEFAULT NULL, retry jsonb DEFAULT NULL, timeout_s double precision DEFAULT NULL,
   expires_at timestamptz DEFAULT NULL, concurrency_key text DEFAULT NULL, tags text[] DEFAULT NULL,
-  parent_id bigint DEFAULT NULL, wake boolean DEFAULT true, checked boolean DEFAULT false)
-RETURNS TABLE (job_id bigint, created boolean)
+  parent_id bigint DEFAULT NULL, wake boolean DEFAULT true, checked boolean DEFAULT false, key_scope text DEFAULT NULL,
+  on_conflict text DEFAULT NULL)
+RETURNS TABLE (job_id bigint, created boolean, replaced boolean)
 LANGUAGE sql VOLATILE SECURITY DEFINER SET search_path = pg_catalog, pg_temp AS $$
-  SELECT abs(j.id), j.id > 0
+  SELECT abs(j.id) & 4611686018427387903, j.id > 0, j.id < -4611686018427387904
   FROM unnest(pgqueue.put_jobs(task, to_jsonb(args), queue, priority, delay, run_at, idempotency_keys, key_ttl, headers, max_attempts,
-    retry, timeout_s, expires_at, concurrency_key, tags, parent_id, wake, checked)) AS j (id);
+    retry, timeout_s, expires_at, concurrency_key, tags, parent_id, wake, checked, key_scope => key_scope, on_conflict => on_conflict)) AS j (id);
 $$;
 COMMENT ON FUNCTION pgqueue.enqueue_jobs IS 'Enqueues many jobs of one task in the caller''s transaction, all or none; one row per job, in the order given';
 
 CREATE FUNCTION pgqueue.enqueue(
   task text, args jsonb DEFAULT '{}', queue text DEFAULT NULL, priority integer DEFAULT NULL, delay interval DEFAULT NULL,
-  run_at timestamptz DEFAULT NULL, idempotency_key text DEFAULT NULL, key_ttl interval DEFAULT NULL, headers jsonb DEFAULT NULL)
+  run_at timestamptz DEFAULT NULL, idempotency_key text DEFAULT NULL, key_ttl interval DEFAULT NULL, headers jsonb DEFAULT NULL,
+  key_scope text DEFAULT NULL, on_conflict text DEFAULT NULL)
 RETURNS bigint LANGUAGE plpgsql VOLATILE SECURITY DEFINER SET search_path = pg_catalog, pg_temp AS $$
 BEGIN
-  RETURN abs(pgqueue.put_job(task, args, queue, priority, delay, run_at, idempotency_key, key_ttl, headers));
+  RETURN abs(pgqueue.put_job(task, args, queue, priority, delay, run_at, idempotency_key, key_ttl, headers, key_scope => key_scope,
+    on_conflict => on_conflict)) & 4611686018427387903;
 END $$;
 COMMENT ON FUNCTION pgqueue.enqueue IS 'Enqueues one job in the caller''s transaction and returns its id (or that of the job that has the idempotency key)';
 
 CREATE FUNCTION pgqueue.enqueue_many(
   task text, args jsonb[], queue text DEFAULT NULL, priority integer DEFAULT NULL, delay interval DEFAULT NULL,
-  run_at timestamptz DEFAULT NULL, idempotency_keys text[] DEFAULT NULL, key_ttl interval DEFAULT NULL, headers jsonb DEFAULT NULL)
+  run_at timestamptz DEFAULT NULL, idempotency_keys text[] DEFAULT NULL, key_ttl interval DEFAULT NULL, headers jsonb DEFAULT NULL,
+  key_scope text DEFAULT NULL, on_conflict text DEFAULT NULL)
 RETURNS SETOF bigint LANGUAGE sql VOLATILE SECURITY DEFINER SET search_path = pg_catalog, pg_temp AS $$
-  SELECT e.job_id FROM pgqueue.enqueue_jobs(task, args, queue, priority, delay, run_at, idempotency_keys, key_ttl, headers) e;
+  SELECT e.job_id FROM pgqueue.enqueue_jobs(task, args, queue, priority, delay, run_at, idempotency_keys, key_ttl, headers,
+    key_scope => key_scope, on_conflict => on_conflict) e;
 $$;
 COMMENT ON FUNCTION pgqueue.enqueue_many IS 'Enqueues many jobs of one task in the caller''s transaction and returns their ids in the order given';
 
@@ -1938,6 +2061,7 @@ DECLARE
   moment timestamptz := clock_timestamp();
   due timestamptz := moment + coalesce(redrive.delay, interval '0');
   new_id bigint;
+  holder pgqueue.dedup_keys;
 BEGIN
   PERFORM pgqueue.check_job('redrive', '{}', redrive.queue, redrive.priority, redrive.delay, NULL, NULL, NULL, NULL, NULL);
   SELECT * INTO letter FROM pgqueue.dead_letter_jobs d WHERE d.job_id = redrive.job_id FOR UPDATE;
@@ -1947,7 +2071,21 @@ BEGIN
   IF letter.redriven_as IS NOT NULL THEN
     RETURN letter.redriven_as;
   END IF;
+  SELECT * INTO holder FROM pgqueue.dedup_keys k WHERE k.task = letter.task AND k.key = letter.idempotency_key FOR UPDATE;
+  IF FOUND AND holder.job_id <> letter.job_id AND pgqueue.key_is_held(holder.scope, holder.expires_at, holder.job_id) THEN
+    -- Somebody has enqueued it again under its key: that job repeats the letter, and a second one would be one too many.
+    UPDATE pgqueue.dead_letter_jobs SET redriven_as = holder.job_id, redriven_at = moment WHERE job_id = letter.job_id;
+    PERFORM pgqueue.note_operation(redrive.actor, redrive.via, 'redrive', 'dead letter ' || letter.job_id, redrive.reason, changed => 0,
+      detail => jsonb_build_object('redriven_as', holder.job_id, 'its_key_had_a_job', true));
+    RETURN holder.job_id;
+  END IF;
   new_id := nextval('pgqueue.job_seq');
+  IF holder.job_id = letter.job_id OR holder.scope IN ('live', 'waiting') THEN
+    -- The key follows. Upkeep, which may just be about to let it go, sees by expires_at that it has moved on.
+    UPDATE pgqueue.dedup_keys k
+      SET job_id = new_id, expires_at = CASE WHEN k.scope IN ('live', 'waiting') THEN moment + interval '1 minute' ELSE k.expires_at END
+      WHERE k.task = letter.task AND k.key = letter.idempotency_key;
+  END IF;
   INSERT INTO pgqueue.jobs (id, created_at, run_at, ready_seq, priority, max_attempts, state, queue, task, args, headers, tags,
       idempotency_key, timeout_s, retry, parent_id, redrive_of)
     VALUES (new_id, moment, due, CASE WHEN due = moment THEN new_id END, coalesce(redrive.priority, letter.priority), letter.max_attempts,
@@ -1955,13 +2093,13 @@ BEGIN
       letter.headers, letter.tags, letter.idempotency_key, letter.timeout_s, letter.retry, letter.parent_id, letter.job_id);
   UPDATE pgqueue.dead_letter_jobs SET redriven_as = new_id, redriven_at = moment WHERE job_id = letter.job_id;
   INSERT INTO pgqueue.job_transitions (job_id, from_state, to_state, reason, actor, queue, task, note)
-    VALUES (new_id, 'dead', 'ready', 'redriven', coalesce(redrive.actor, session_user), coalesce(redrive.queue, letter.queue), letter.task, redrive.reason);
+    VALUES (new_id, 'dead', CASE WHEN due = moment THEN 'ready' ELSE 'scheduled' END, 'redriven', coalesce(redrive.actor, session_user), coalesce(redrive.queue, letter.queue), letter.task, redrive.reason);
   PERFORM pgqueue.note_operation(redrive.actor, redrive.via, 'redrive', 'dead letter ' || letter.job_id, redrive.reason,
     detail => jsonb_build_object('redriven_as', new_id));
   PERFORM pgqueue.wake(coalesce(redrive.queue, letter.queue));
   RETURN new_id;
 END $$;
-COMMENT ON FUNCTION pgqueue.redrive IS 'Enqueues a dead job again as a new, linked job and returns its id; a second call returns the same id; NULL if there is no such dead letter';
+COMMENT ON FUNCTION pgqueue.redrive IS 'Enqueues a dead job again as a new, linked job and returns its id; a second call returns the same id, and so does one whose idempotency key has another job by now; NULL if there is no such dead letter';
 
 CREATE FUNCTION pgqueue.discard(job_id bigint, reason text DEFAULT NULL, actor text DEFAULT NULL, via text DEFAULT NULL)
 RETURNS boolean LANGUAGE plpgsql VOLATILE SECURITY DEFINER SET search_path = pg_catalog, pg_temp AS $$

@@ -101,6 +101,22 @@ def enqueue(
     key_ttl: Annotated[
         str | None, typer.Option("--key-ttl", help="The key's life.", show_default="24h")
     ] = None,
+    key_scope: Annotated[
+        str | None,
+        typer.Option(
+            "--key-scope",
+            help="How long the key is held: time, forever, live or waiting.",
+            show_default="time",
+        ),
+    ] = None,
+    on_conflict: Annotated[
+        str | None,
+        typer.Option(
+            "--on-conflict",
+            help="If the key has a job: return_existing, raise (exit code 4), or replace while it waits.",
+            show_default="return_existing",
+        ),
+    ] = None,
     dry_run: DryRun = False,
 ) -> None:
     """Enqueue one job by its task's name."""
@@ -115,13 +131,15 @@ def enqueue(
         "run_at": _moment(run_at),
         "idempotency_key": idempotency_key,
         "key_ttl": key_ttl,
+        "key_scope": key_scope,
+        "on_conflict": on_conflict,
     }
     options = JobOptions.checked(**{name: value for name, value in given.items() if value is not None})
     plan = plan_one(
         task,
         _arguments(args),
         options,
-        defaults=TaskDefaults(),
+        defaults=TaskDefaults(key_ttl_s=session.settings.key_ttl_s),
         signature=None,
         bytes_max=session.settings.payload_bytes_max,
     )
@@ -134,9 +152,15 @@ def enqueue(
             job = send(None, plan, own=own)
     finally:
         own.close()
-    if not job.created:
+    if job.replaced:
+        say(
+            f"job {job.id} has this idempotency key already and still waits: it has the new arguments and time"
+        )
+    elif not job.created:
         say(f"job {job.id} has this idempotency key already: nothing was enqueued")
-    session.printer.one({"id": job.id, "created": job.created, "task": job.task}, name="id")
+    session.printer.one(
+        {"id": job.id, "created": job.created, "replaced": job.replaced, "task": job.task}, name="id"
+    )
 
 
 @verb(app, "list")

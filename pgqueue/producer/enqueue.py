@@ -8,10 +8,14 @@ from __future__ import annotations
 from array import array
 from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
+from itertools import chain
 from typing import overload
 
+from pgqueue.core.keys import Conflict
+from pgqueue.errors import DuplicateKey
 from pgqueue.producer.plan import EnqueuePlan
 from pgqueue.storage.binding import AsyncWhere, Step, SyncWhere, run, run_async, run_one
+from pgqueue.storage.own_call import REPLACED
 from pgqueue.storage.own_pool import OwnConnections
 
 
@@ -19,13 +23,15 @@ from pgqueue.storage.own_pool import OwnConnections
 class Enqueued:
     """An enqueued job. `created` is False when its idempotency key already had a job, whose id this is.
 
-    `queue` is None when the database chose it, for a task that is registered elsewhere.
+    `queue` is None when the database chose it, for a task that is registered elsewhere. `replaced`: the job waited
+    and has this call's arguments and time now, as `on_conflict="replace"` asks.
     """
 
     id: int
     created: bool
     task: str
     queue: str | None
+    replaced: bool = False
 
 
 class EnqueuedMany(Sequence[Enqueued]):
@@ -34,7 +40,7 @@ class EnqueuedMany(Sequence[Enqueued]):
     __slots__ = ("_numbers", "queue", "task")
 
     def __init__(self, task: str, queue: str | None, numbers: array[int]) -> None:
-        """`numbers`: the ids, negative where an idempotency key already had a job."""
+        """`numbers`: the ids, negative where an idempotency key already had a job, as the statements answer."""
         self.task = task
         self.queue = queue
         self._numbers = numbers
@@ -54,8 +60,7 @@ class EnqueuedMany(Sequence[Enqueued]):
     def __getitem__(self, index: int | slice) -> Enqueued | EnqueuedMany:
         if isinstance(index, slice):
             return EnqueuedMany(self.task, self.queue, self._numbers[index])
-        number = self._numbers[index]
-        return Enqueued(abs(number), number > 0, self.task, self.queue)
+        return _enqueued(self._numbers[index], self.task, self.queue)
 
     def __eq__(self, other: object) -> bool:
         if isinstance(other, EnqueuedMany):
@@ -72,13 +77,13 @@ def enqueue(where: SyncWhere | AsyncWhere | None, plan: EnqueuePlan, *, own: Own
     """Enqueue one job in the transaction of `where`, or, where it is None, in one of `own`.
 
     Raises TypeError for a `where` that is not a sync connection or session, ConflictError for one that cannot run
-    a statement now. What `own` raises: DatabaseUnreachable, UnknownOutcome.
+    a statement now, DuplicateKey if `on_conflict="raise"` and the key has a job. What `own` raises: DatabaseUnreachable, UnknownOutcome.
     """
     if where is None:
         number = own.put_one(plan.parameters)
     else:
         number = run_one(where, (plan.statement, plan.parameters))
-    return Enqueued(abs(number), number > 0, plan.task, plan.queue)
+    return _told(number, plan)
 
 
 async def enqueue_async(
@@ -89,7 +94,7 @@ async def enqueue_async(
         number = await own.put_one_async(plan.parameters)
     else:
         number = (await run_async(where, [(plan.statement, plan.parameters)], checked=True))[0]
-    return Enqueued(abs(number), number > 0, plan.task, plan.queue)
+    return _told(number, plan)
 
 
 def enqueue_many(
@@ -103,7 +108,8 @@ def enqueue_many(
     bulk = _Bulk(plans)
     if where is None:
         return bulk.result(own.put_many(bulk.steps()))
-    return bulk.result(run(where, bulk.steps(), checked=isinstance(plans, list)))
+    steps = bulk.steps()
+    return bulk.result(run(where, steps, checked=isinstance(plans, list), may_refuse=bulk.may_refuse))
 
 
 async def enqueue_many_async(
@@ -113,16 +119,34 @@ async def enqueue_many_async(
     bulk = _Bulk(plans)
     if where is None:
         return bulk.result(await own.put_many_async(bulk.steps()))
-    return bulk.result(await run_async(where, bulk.steps(), checked=isinstance(plans, list)))
+    steps = bulk.steps()
+    return bulk.result(
+        await run_async(where, steps, checked=isinstance(plans, list), may_refuse=bulk.may_refuse)
+    )
+
+
+def _told(number: int, plan: EnqueuePlan) -> Enqueued:
+    job = _enqueued(number, plan.task, plan.queue)
+    if plan.on_conflict == Conflict.RAISE and not job.created:
+        raise DuplicateKey(plan.task, job.id)
+    return job
+
+
+def _enqueued(number: int, task: str, queue: str | None) -> Enqueued:
+    replaced = number <= -REPLACED
+    return Enqueued(abs(number) - (REPLACED if replaced else 0), number > 0, task, queue, replaced)
 
 
 class _Bulk:
     """Turns plans into statements as they are wanted, and their answers into the result."""
 
     def __init__(self, plans: Iterable[EnqueuePlan]) -> None:
-        self._plans = plans
+        coming = iter(plans)
+        first = next(coming, None)
+        self._plans = plans if isinstance(plans, list) or first is None else chain([first], coming)
         self._task = ""
         self._queue: str | None = None
+        self.may_refuse = first is not None and first.on_conflict == Conflict.RAISE
 
     def steps(self) -> Iterable[Step]:
         """The statements: a list if the plans are one, so that they can be sent again."""

@@ -12,6 +12,7 @@ from typing import Any, Final
 
 import orjson
 
+from pgqueue.core.keys import Conflict, KeyScope
 from pgqueue.core.names import check_key, check_task
 from pgqueue.core.payload import PAYLOAD_BYTES_MAX, encode_args
 from pgqueue.core.signature import HandlerSignature, check_call
@@ -61,6 +62,7 @@ class EnqueuePlan:
     queue: str | None
     statement: str
     parameters: Mapping[str, Any]
+    on_conflict: str | None = None
 
 
 # What the short statement does without.
@@ -69,6 +71,8 @@ _RARE: Final = attrgetter(
     "run_at",
     "idempotency_key",
     "key_ttl_s",
+    "key_scope",
+    "on_conflict",
     "concurrency_key",
     "retry",
     "timeout_s",
@@ -77,7 +81,7 @@ _RARE: Final = attrgetter(
     "tags",
     "parent_id",
 )
-_NONE_OF_THEM: Final = (None,) * 11
+_NONE_OF_THEM: Final = (None,) * 13
 
 
 def plan_one(
@@ -114,7 +118,10 @@ def plan_one(
     parameters = _shared(task, options, defaults)
     parameters["args"] = text
     parameters["key"] = options.key_for(args)
-    return EnqueuePlan(task, parameters["queue"], "enqueue_one", parameters)
+    if options.on_conflict == Conflict.RAISE:
+        # The caller is told by the answer, not by an error of the database: its transaction goes on.
+        parameters["on_conflict"] = None
+    return EnqueuePlan(task, parameters["queue"], "enqueue_one", parameters, options.on_conflict)
 
 
 def plan_many(
@@ -144,7 +151,13 @@ def plan_many(
     keys = _Keys(options, idempotency_keys)
     shared = _shared(task, options, defaults, keyed=keys.any)
     plans = (
-        EnqueuePlan(task, shared["queue"], "enqueue_many", {**shared, "args": args, "keys": literal})
+        EnqueuePlan(
+            task,
+            shared["queue"],
+            "enqueue_many",
+            {**shared, "args": args, "keys": literal},
+            options.on_conflict,
+        )
         for args, literal in _chunks(_encoded(jobs, signature, bytes_max, keys))
     )
     if isinstance(jobs, Sequence) and len(jobs) <= CHECKED_JOBS_MAX:
@@ -224,8 +237,14 @@ def _shared(
     headers = with_trace(options.headers)
     if keyed is None:
         keyed = options.idempotency_key is not None
-    if options.key_ttl_s is not None and not keyed:
-        raise InvalidOption("key_ttl", "is given without idempotency_key; it is the life of that key")
+    if not keyed:
+        for name, value in (
+            ("key_ttl", options.key_ttl_s),
+            ("key_scope", options.key_scope),
+            ("on_conflict", options.on_conflict),
+        ):
+            if value is not None:
+                raise InvalidOption(name, "is given without idempotency_key; it says how that key is used")
     if run_at is not None and expires_at is not None and expires_at <= run_at:
         raise InvalidTime("expires_at", "is not after run_at: the job could never start")
     return {
@@ -235,8 +254,10 @@ def _shared(
         "delay_s": options.delay_s,
         "run_at": None if run_at is None else run_at.isoformat(),
         "key_ttl_s": (defaults.key_ttl_s if options.key_ttl_s is None else options.key_ttl_s)
-        if keyed
+        if keyed and options.key_scope in {None, KeyScope.TIME}
         else None,
+        "key_scope": options.key_scope,
+        "on_conflict": options.on_conflict,
         "headers": None if headers is None else orjson.dumps(dict(headers)).decode(),
         "max_attempts": defaults.max_attempts if retry is None else retry.max_attempts,
         "retry": None if retry is None else orjson.dumps(retry.to_json()).decode(),

@@ -75,22 +75,28 @@ def run_one(where: object, step: Step) -> Any:
     return _sqlalchemy_for(where).run(where, [step], checked=True)[0]
 
 
-def run(where: object, steps: Iterable[Step], *, checked: bool) -> list[Any]:
+def run(where: object, steps: Iterable[Step], *, checked: bool, may_refuse: bool = False) -> list[Any]:
     """Run named statements where the caller is, all or none, and return the value of each. Raises as `run_one`.
 
     `checked`: nothing but the database can refuse a later step, so that an open transaction needs no savepoint
-    to go back to.
+    to go back to. `may_refuse`: the database may refuse any of them in its ordinary course.
     """
     if isinstance(where, _PSYCOPG):
         conn = _usable(where)
         cursor: Cursor[Any] = Cursor(conn, row_factory=tuple_row)
         return run_framed(
-            lambda step: _send(cursor, step), steps, in_transaction=_in_transaction(conn), checked=checked
+            lambda step: _send(cursor, step),
+            steps,
+            in_transaction=_in_transaction(conn),
+            checked=checked,
+            may_refuse=may_refuse,
         )
-    return _sqlalchemy_for(where).run(where, steps, checked=checked)  # type: ignore[no-any-return]
+    return _sqlalchemy_for(where).run(where, steps, checked=checked, may_refuse=may_refuse)  # type: ignore[no-any-return]
 
 
-async def run_async(where: object, steps: Iterable[Step], *, checked: bool) -> list[Any]:
+async def run_async(
+    where: object, steps: Iterable[Step], *, checked: bool, may_refuse: bool = False
+) -> list[Any]:
     """As `run`, on an async connection or session."""
     # An async handler's ctx.conn stands in for a connection until the first awaited call.
     lend: Callable[[], Awaitable[AsyncConnection[Any]]] | None = getattr(where, "pgqueue_connection", None)
@@ -104,20 +110,26 @@ async def run_async(where: object, steps: Iterable[Step], *, checked: bool) -> l
             steps,
             in_transaction=_in_transaction(conn),
             checked=checked,
+            may_refuse=may_refuse,
         )
     alchemy = _sqlalchemy()
     if alchemy is not None and alchemy.is_async(where):
-        return await alchemy.run_async(where, steps, checked=checked)  # type: ignore[no-any-return]
+        return await alchemy.run_async(where, steps, checked=checked, may_refuse=may_refuse)  # type: ignore[no-any-return]
     if isinstance(where, _PSYCOPG) or (alchemy is not None and alchemy.is_sync(where)):
         raise TypeError(f"where: {_kind(where)} is not async; call the method without _async in its name")
     raise TypeError(f"where: {_kind(where)} is no async connection or session; pass {_ASYNC_NAMES}")
 
 
 def run_framed(
-    execute: Callable[[Step], Any], steps: Iterable[Step], *, in_transaction: bool, checked: bool
+    execute: Callable[[Step], Any],
+    steps: Iterable[Step],
+    *,
+    in_transaction: bool,
+    checked: bool,
+    may_refuse: bool = False,
 ) -> list[Any]:
     """Run steps through `execute`, inside a frame if there are several and something can go wrong between them."""
-    frame, steps = _frame(steps, in_transaction=in_transaction, checked=checked)
+    frame, steps = _frame(steps, in_transaction=in_transaction, checked=checked, may_refuse=may_refuse)
     if frame is None:
         return [execute(step) for step in steps]
     execute((frame.begin, {}))
@@ -135,9 +147,14 @@ def run_framed(
 
 
 async def _run_framed_async(
-    execute: Callable[[Step], Awaitable[Any]], steps: Iterable[Step], *, in_transaction: bool, checked: bool
+    execute: Callable[[Step], Awaitable[Any]],
+    steps: Iterable[Step],
+    *,
+    in_transaction: bool,
+    checked: bool,
+    may_refuse: bool = False,
 ) -> list[Any]:
-    frame, steps = _frame(steps, in_transaction=in_transaction, checked=checked)
+    frame, steps = _frame(steps, in_transaction=in_transaction, checked=checked, may_refuse=may_refuse)
     if frame is None:
         return [await execute(step) for step in steps]
     await execute((frame.begin, {}))
@@ -155,12 +172,14 @@ async def _run_framed_async(
 
 
 def _frame(
-    steps: Iterable[Step], *, in_transaction: bool, checked: bool
+    steps: Iterable[Step], *, in_transaction: bool, checked: bool, may_refuse: bool
 ) -> tuple[Frame | None, Iterator[Step]]:
     coming = iter(steps)
     first = list(islice(coming, 2))
     both = chain(first, coming)
-    if len(first) < 2 or (in_transaction and checked):
+    if not first or (len(first) < 2 and not (may_refuse and in_transaction)):
+        return None, both
+    if in_transaction and checked and not may_refuse:
         return None, both
     return (SAVEPOINT if in_transaction else TRANSACTION), both
 

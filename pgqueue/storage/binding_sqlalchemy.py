@@ -37,7 +37,7 @@ def is_async(where: object) -> bool:
     return isinstance(where, AsyncConnection | AsyncSession | async_scoped_session)
 
 
-def run(where: Any, steps: Iterable[Step], *, checked: bool) -> list[Any]:
+def run(where: Any, steps: Iterable[Step], *, checked: bool, may_refuse: bool = False) -> list[Any]:
     """As binding.run, for what `is_sync`."""
     if isinstance(where, scoped_session):
         where = where()
@@ -52,10 +52,18 @@ def run(where: Any, steps: Iterable[Step], *, checked: bool) -> list[Any]:
         except DBAPIError as error:
             explain(error)
 
-    return run_framed(execute, steps, in_transaction=not _commits_at_once(where), checked=checked)
+    return run_framed(
+        execute,
+        steps,
+        in_transaction=not _commits_at_once(where),
+        checked=checked,
+        may_refuse=may_refuse,
+    )
 
 
-async def run_async(where: Any, steps: Iterable[Step], *, checked: bool) -> list[Any]:
+async def run_async(
+    where: Any, steps: Iterable[Step], *, checked: bool, may_refuse: bool = False
+) -> list[Any]:
     """As binding.run_async, for what `is_async`."""
     if isinstance(where, async_scoped_session):
         where = where()
@@ -64,7 +72,9 @@ async def run_async(where: Any, steps: Iterable[Step], *, checked: bool) -> list
             "where: the connection was not opened yet, nothing was enqueued; "
             "write `async with engine.connect() as connection`"
         )
-    values: list[Any] = await where.run_sync(lambda sync: run(sync, steps, checked=checked))
+    values: list[Any] = await where.run_sync(
+        lambda sync: run(sync, steps, checked=checked, may_refuse=may_refuse)
+    )
     return values
 
 

@@ -6,11 +6,14 @@ note; what only pgqueue's operator can mend becomes one line. Parameters and row
 
 from __future__ import annotations
 
-from typing import Any, NoReturn
+import re
+from typing import Any, Final, NoReturn
 
-from pgqueue.errors import ConflictError, DatabaseError, PgQueueError, SchemaMismatch
+from pgqueue.errors import ConflictError, DatabaseError, DuplicateKey, PgQueueError, SchemaMismatch
 from pgqueue.storage.faults import sqlstate_of, summary_of
 
+DUPLICATE_KEY_STATE: Final = "PQ013"
+_KEYED: Final = re.compile(r"task (\S{1,200}): job (\d+) has this idempotency key")
 _NOTES = {
     "40001": "pgqueue: from REPEATABLE READ up, two transactions that use one idempotency key meet like any "
     "conflicting writes; repeat the transaction",
@@ -31,7 +34,8 @@ def explain(error: Exception) -> NoReturn:
     if state in _NOTES:
         error.add_note(_NOTES[state])
         raise error
-    ours = _translated(state, origin)
+    keyed = _KEYED.search(str(origin)) if state == DUPLICATE_KEY_STATE else None
+    ours = _translated(state, origin) if keyed is None else DuplicateKey(keyed[1], int(keyed[2]))
     if ours is None:
         raise error
     raise ours from None

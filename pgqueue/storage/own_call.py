@@ -6,7 +6,7 @@ Called by storage/own_pool.py. Before COMMIT was sent nothing is committed for s
 from __future__ import annotations
 
 import time
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from enum import Enum, auto
 from typing import Any, Final
 
@@ -22,6 +22,9 @@ GIVE_UP_S: Final = 10.0
 """How long a call is repeated, and how long the truth about a lost COMMIT is looked for."""
 
 MESSAGE_RECEIPT: Final = "message "
+REPLACED: Final = 1 << 62
+"""A statement's number is minus the id of the job that had the key, and so much less if the call replaced it."""
+
 _PAUSE_S: Final = 0.2
 _FREE_TRIES: Final = 5  # a restarted server leaves a pool full of dead connections, to be found one by one
 _REPEATED: Final = frozenset(
@@ -69,10 +72,9 @@ class Call:
         """The parameters to ask for a bulk's receipt with: one new job stands for all, they commit together."""
         if self.receipt is not None or not self.values or isinstance(self.values[0], int):
             return None
-        for text in reversed(self.values):
-            for number in reversed(text[1:-1].split(",")):
-                if number and int(number) > 0:
-                    return {"job_id": int(number)}
+        for number in reversed(list(self._numbers())):
+            if number > 0:
+                return {"job_id": number}
         return None
 
     def judge(self, error: Exception, *, broken: bool) -> After:
@@ -81,8 +83,11 @@ class Call:
             raise error
         fault = Fault.RECONNECT if isinstance(error, TimeoutError) else classify(error, broken=broken)
         if self.committing and (broken or fault in {Fault.RECONNECT, Fault.UNKNOWN}):
-            # Without a receipt there was nothing to commit: every key had its job.
-            return After.DONE if self.receipt is None else After.READ_BACK
+            if self.receipt is not None:
+                return After.READ_BACK
+            if not any(number <= -REPLACED for number in self._numbers()):
+                return After.DONE  # there was nothing to commit: every key had its job
+            # A job that was replaced by this call may be replaced by it once more.
         if fault in _REPEATED and self._repeats and time.monotonic() < self.until:
             return After.REPEAT
         if broken or fault is Fault.RECONNECT:
@@ -102,6 +107,11 @@ class Call:
         raise DatabaseUnreachable(
             f"{place_of(self._dsn)}: lost during COMMIT, nothing was enqueued; try again"
         )
+
+    def _numbers(self) -> Iterator[int]:
+        """What the statements answered: a number, or an array's text such as {1,2,-3}."""
+        for value in self.values:
+            yield from [value] if isinstance(value, int) else map(int, filter(None, value[1:-1].split(",")))
 
     def pause_s(self) -> float:
         """How long to wait before the next attempt."""

@@ -49,6 +49,8 @@ _NOT_GIVEN: Final[Mapping[str, Any]] = {
             "run_at",
             "key",
             "key_ttl_s",
+            "key_scope",
+            "on_conflict",
             "headers",
             "retry",
             "timeout_s",

@@ -24,7 +24,7 @@ SELECT pgqueue.put_job(
 -- guard:     the idempotency key, if one is given
 -- locks:     its new row, its key's row: only producers of the same key wait for each other
 -- index:     dedup_keys' primary key, if a key is given
--- returns:   the job's id, negative when the key already had a job
+-- returns:   the job's id, negative when the key already had a job, 2^62 less when that job was replaced
 SELECT pgqueue.put_job(
   task => CAST(%(task)s AS pg_catalog.text),
   args => CAST(CAST(%(args)s AS pg_catalog.text) AS pg_catalog.jsonb),
@@ -44,6 +44,8 @@ SELECT pgqueue.put_job(
   parent_id => CAST(%(parent_id)s AS bigint),
   wake => CAST(%(wake)s AS boolean),
   checked => true,
+  key_scope => CAST(%(key_scope)s AS pg_catalog.text),
+  on_conflict => CAST(%(on_conflict)s AS pg_catalog.text),
   window_s => CAST(%(window_s)s AS double precision),
   batch_key => CAST(%(batch_key)s AS pg_catalog.text))
 
@@ -53,7 +55,7 @@ SELECT pgqueue.put_job(
 -- guard:     the idempotency key, if one is given
 -- locks:     its new row, its key's row
 -- index:     jobs' primary key; dedup_keys', if a key is given
--- returns:   the job's id, negative when the key already had a job; the receipt, NULL when nothing was written
+-- returns:   the job's id, as enqueue_one; the receipt, NULL when no job was written
 SELECT e.id, pgqueue.enqueue_receipt(e.id)
 FROM (
   SELECT pgqueue.put_job(
@@ -75,6 +77,8 @@ FROM (
     parent_id => CAST(%(parent_id)s AS bigint),
     wake => CAST(%(wake)s AS boolean),
     checked => true,
+    key_scope => CAST(%(key_scope)s AS pg_catalog.text),
+    on_conflict => CAST(%(on_conflict)s AS pg_catalog.text),
     window_s => CAST(%(window_s)s AS double precision),
     batch_key => CAST(%(batch_key)s AS pg_catalog.text)) AS id
   OFFSET 0
@@ -86,7 +90,7 @@ FROM (
 -- guard:     the idempotency keys, if there are any
 -- locks:     its new rows, its keys' rows in the order of the keys
 -- index:     dedup_keys' primary key, if keys are given
--- returns:   the ids in the order given as an array's text, negative where the key already had a job; one value, for
+-- returns:   the ids in the order given as an array's text, with the sign as in enqueue_one; one value, for
 --            a row per job costs more than the rest of the journey back
 SELECT CAST(pgqueue.put_jobs(
   task => CAST(%(task)s AS pg_catalog.text),
@@ -107,6 +111,8 @@ SELECT CAST(pgqueue.put_jobs(
   parent_id => CAST(%(parent_id)s AS bigint),
   wake => CAST(%(wake)s AS boolean),
   checked => true,
+  key_scope => CAST(%(key_scope)s AS pg_catalog.text),
+  on_conflict => CAST(%(on_conflict)s AS pg_catalog.text),
   window_s => CAST(%(window_s)s AS double precision),
   batch_key => CAST(%(batch_key)s AS pg_catalog.text)) AS pg_catalog.text)
 

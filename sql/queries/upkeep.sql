@@ -43,22 +43,30 @@ ON CONFLICT (duty) DO UPDATE SET next_at = excluded.next_at, started_at = coales
   error = coalesce(excluded.error, u.error), by_whom = excluded.by_whom
 
 -- name: expire_keys
--- purpose:   idempotency keys whose life is over
+-- purpose:   idempotency keys whose life is over; a key that follows a job stays while the job can still want it
 -- called by: upkeep/expiry.py, until it returns less than the limit
--- guard:     expires_at, re-checked under the row lock: a key that was taken anew stays
--- locks:     the deleted rows, SKIP LOCKED
--- index:     dedup_keys_expires_at_idx
--- returns:   one number: how many were deleted
+-- guard:     expires_at, re-checked under the row lock: a key that was taken anew, or follows a redrive, has a new one
+-- locks:     the handled rows, SKIP LOCKED
+-- index:     dedup_keys_expires_at_idx; the primary keys of jobs and dead_letter_jobs
+-- returns:   one number: how many were looked at
 WITH old AS MATERIALIZED (
-  SELECT k.task, k.key FROM pgqueue.dedup_keys k
+  SELECT k.task, k.key, k.job_id, k.scope FROM pgqueue.dedup_keys k
   WHERE k.expires_at <= (SELECT clock_timestamp())
   ORDER BY k.expires_at
   LIMIT %(batch)s
   FOR UPDATE SKIP LOCKED
+), judged AS MATERIALIZED (
+  SELECT o.task, o.key, o.scope IN ('live', 'waiting')
+      AND (EXISTS (SELECT FROM pgqueue.jobs j WHERE j.id = o.job_id)
+        OR EXISTS (SELECT FROM pgqueue.dead_letter_jobs d WHERE d.job_id = o.job_id AND d.redriven_as IS NULL)) AS wanted
+  FROM old o
+), kept AS (
+  UPDATE pgqueue.dedup_keys k SET expires_at = clock_timestamp() + interval '5 minutes'
+  FROM judged o WHERE o.wanted AND k.task = o.task AND k.key = o.key
 ), gone AS (
-  DELETE FROM pgqueue.dedup_keys k USING old o WHERE k.task = o.task AND k.key = o.key RETURNING 1
+  DELETE FROM pgqueue.dedup_keys k USING judged o WHERE NOT o.wanted AND k.task = o.task AND k.key = o.key
 )
-SELECT count(*) FROM gone
+SELECT count(*) FROM old
 
 -- name: ensure_partitions
 -- purpose:   day partitions ahead of time

@@ -114,6 +114,7 @@ DECLARE
   moment timestamptz := clock_timestamp();
   due timestamptz := moment + coalesce(redrive.delay, interval '0');
   new_id bigint;
+  holder pgqueue.dedup_keys;
 BEGIN
   PERFORM pgqueue.check_job('redrive', '{}', redrive.queue, redrive.priority, redrive.delay, NULL, NULL, NULL, NULL, NULL);
   SELECT * INTO letter FROM pgqueue.dead_letter_jobs d WHERE d.job_id = redrive.job_id FOR UPDATE;
@@ -123,7 +124,21 @@ BEGIN
   IF letter.redriven_as IS NOT NULL THEN
     RETURN letter.redriven_as;
   END IF;
+  SELECT * INTO holder FROM pgqueue.dedup_keys k WHERE k.task = letter.task AND k.key = letter.idempotency_key FOR UPDATE;
+  IF FOUND AND holder.job_id <> letter.job_id AND pgqueue.key_is_held(holder.scope, holder.expires_at, holder.job_id) THEN
+    -- Somebody has enqueued it again under its key: that job repeats the letter, and a second one would be one too many.
+    UPDATE pgqueue.dead_letter_jobs SET redriven_as = holder.job_id, redriven_at = moment WHERE job_id = letter.job_id;
+    PERFORM pgqueue.note_operation(redrive.actor, redrive.via, 'redrive', 'dead letter ' || letter.job_id, redrive.reason, changed => 0,
+      detail => jsonb_build_object('redriven_as', holder.job_id, 'its_key_had_a_job', true));
+    RETURN holder.job_id;
+  END IF;
   new_id := nextval('pgqueue.job_seq');
+  IF holder.job_id = letter.job_id OR holder.scope IN ('live', 'waiting') THEN
+    -- The key follows. Upkeep, which may just be about to let it go, sees by expires_at that it has moved on.
+    UPDATE pgqueue.dedup_keys k
+      SET job_id = new_id, expires_at = CASE WHEN k.scope IN ('live', 'waiting') THEN moment + interval '1 minute' ELSE k.expires_at END
+      WHERE k.task = letter.task AND k.key = letter.idempotency_key;
+  END IF;
   INSERT INTO pgqueue.jobs (id, created_at, run_at, ready_seq, priority, max_attempts, state, queue, task, args, headers, tags,
       idempotency_key, timeout_s, retry, parent_id, redrive_of)
     VALUES (new_id, moment, due, CASE WHEN due = moment THEN new_id END, coalesce(redrive.priority, letter.priority), letter.max_attempts,
@@ -131,13 +146,13 @@ BEGIN
       letter.headers, letter.tags, letter.idempotency_key, letter.timeout_s, letter.retry, letter.parent_id, letter.job_id);
   UPDATE pgqueue.dead_letter_jobs SET redriven_as = new_id, redriven_at = moment WHERE job_id = letter.job_id;
   INSERT INTO pgqueue.job_transitions (job_id, from_state, to_state, reason, actor, queue, task, note)
-    VALUES (new_id, 'dead', 'ready', 'redriven', coalesce(redrive.actor, session_user), coalesce(redrive.queue, letter.queue), letter.task, redrive.reason);
+    VALUES (new_id, 'dead', CASE WHEN due = moment THEN 'ready' ELSE 'scheduled' END, 'redriven', coalesce(redrive.actor, session_user), coalesce(redrive.queue, letter.queue), letter.task, redrive.reason);
   PERFORM pgqueue.note_operation(redrive.actor, redrive.via, 'redrive', 'dead letter ' || letter.job_id, redrive.reason,
     detail => jsonb_build_object('redriven_as', new_id));
   PERFORM pgqueue.wake(coalesce(redrive.queue, letter.queue));
   RETURN new_id;
 END $$;
-COMMENT ON FUNCTION pgqueue.redrive IS 'Enqueues a dead job again as a new, linked job and returns its id; a second call returns the same id; NULL if there is no such dead letter';
+COMMENT ON FUNCTION pgqueue.redrive IS 'Enqueues a dead job again as a new, linked job and returns its id; a second call returns the same id, and so does one whose idempotency key has another job by now; NULL if there is no such dead letter';
 
 CREATE FUNCTION pgqueue.discard(job_id bigint, reason text DEFAULT NULL, actor text DEFAULT NULL, via text DEFAULT NULL)
 RETURNS boolean LANGUAGE plpgsql VOLATILE SECURITY DEFINER SET search_path = pg_catalog, pg_temp AS $$
