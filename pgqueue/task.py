@@ -332,6 +332,10 @@ def _checked_together(
         raise ConfigurationError(f"task {name}: batch is out of range; 1 to {BATCH_MAX} jobs")
     if not 0 <= group_commit <= GROUP_COMMIT_MAX:
         raise ConfigurationError(f"task {name}: group_commit is out of range; 1 to {GROUP_COMMIT_MAX} jobs")
+    if batch_key is not None and not isinstance(batch_key, str):
+        raise ConfigurationError(
+            f"task {name}: batch_key is not a name; give the name of one of its arguments"
+        )
     if batch_key is not None and not batch:
         raise ConfigurationError(f"task {name}: batch_key needs batch= or batch_window=")
     return batch, batch_key, group_commit

@@ -1,4 +1,4 @@
-"""What `--chaos` does: every second or two a worker or scheduler is killed with SIGKILL, and now and
+"""What `--chaos` does: every second or two a worker, scheduler or relay is killed with SIGKILL, and now and
 then a connection is cut.
 
 Called by the demo's loop. Everything it does is a row of `rides_demo.incidents` first.
@@ -29,7 +29,7 @@ class Chaos:
     def act(self, now: float, fleet: Fleet, conn: psycopg.Connection[Any]) -> None:
         """Do what is due."""
         if now >= self._kill_at:
-            victim = _dice.choice([*fleet.workers, *fleet.schedulers])
+            victim = _dice.choice(fleet.mortal)
             conn.execute(KILL, {"target": f"{victim.name}, process {victim.pid}"})
             victim.kill()
             self._kill_at = now + _dice.uniform(*KILL_EVERY_S)

@@ -1,4 +1,4 @@
-"""What comes by itself: promo codes that expire at midnight, hourly rankings, surge prices, weekly incentives.
+"""What comes by itself or in batches: expiring promo codes, rankings, surge prices, weekly incentives, heatmaps.
 
 Each scheduled handler notes which fire it served, in its job's transaction: PROOF says that none was served twice
 or forgotten, whatever became of the schedulers.
@@ -74,6 +74,23 @@ def pay_incentive(ctx: JobContext, jobs: Sequence[Job]) -> None:
             (job.args["driver_id"], job.args["week"], job.id, job.args["rides"] * INCENTIVE_CENTS)
             for job in jobs
         ],
+    )
+
+
+@app.on("ride.completed")
+@app.task(
+    name="refresh_heatmap",
+    queue="batch",
+    batch_window=in_story(minutes=5),
+    batch_key="cell",
+    timeout="30s",
+)
+def refresh_heatmap(ctx: JobContext, jobs: Sequence[Job]) -> None:
+    """Batch, by window: the rides that ended in one cell within five minutes warm it up by one statement."""
+    ctx.conn.execute(
+        "INSERT INTO rides_demo.heatmap (cell, rides) VALUES (%s, %s)"
+        " ON CONFLICT (cell) DO UPDATE SET rides = heatmap.rides + excluded.rides, calls = heatmap.calls + 1",
+        (jobs[0].args["cell"], len(jobs)),
     )
 
 

@@ -9,6 +9,7 @@ from __future__ import annotations
 import contextlib
 import json
 import os
+import socket
 import subprocess
 import sys
 import time
@@ -129,10 +130,13 @@ class Fleet:
             "PGQUEUE_LOG_LEVEL": "warning",
             "RIDES_DEMO_SPEED": repr(speed),
             "RIDES_DEMO_BEGAN": repr(time.time()),
+            "RIDES_DEMO_OUTSIDE_PORT": str(_free_port()),
         }
         self._log_dir = log_dir
         self.workers: list[Member] = []
         self.schedulers: list[Member] = []
+        self.relays: list[Member] = []
+        self.outside: Member | None = None
         self.api: Member | None = None
 
     def start_workers(self, number: int) -> None:
@@ -146,13 +150,23 @@ class Fleet:
             member.start()
             self.workers.append(member)
 
+    def start_outside(self) -> None:
+        """Start what is not of the service: the payment gateway and the partner."""
+        self.outside = self._member("outside", [sys.executable, "-m", "pgqueue.demo.outside"])
+        self.outside.start()
+
     def start_schedulers(self, number: int) -> None:
         """Start schedulers: one leads, the others wait for its end."""
-        command = [sys.executable, "-m", "pgqueue", "scheduler", "-A", "pgqueue.demo.app:app"]
-        for place in range(1, number + 1):
-            member = self._member(f"scheduler-{place}", command)
-            member.start()
-            self.schedulers.append(member)
+        self.schedulers = self._start("scheduler", number)
+
+    def start_relays(self, number: int) -> None:
+        """Start relays, which share the work."""
+        self.relays = self._start("relay", number)
+
+    @property
+    def mortal(self) -> list[Member]:
+        """The processes of the service that may be killed at any moment."""
+        return [*self.workers, *self.schedulers, *self.relays]
 
     def start_api(self) -> None:
         """Start the API simulator."""
@@ -173,9 +187,12 @@ class Fleet:
     def stop(self) -> None:
         """Stop everything in order; what does not leave in time is killed."""
         self.stop_api()
-        _stop([*self.schedulers, *self.workers])
-        self.schedulers.clear()
-        self.workers.clear()
+        _stop(self.mortal)
+        for group in (self.schedulers, self.relays, self.workers):
+            group.clear()
+        if self.outside is not None:
+            _stop([self.outside])
+            self.outside = None
 
     def last_words(self) -> str:
         """The ends of all logs, to say why something did not go on."""
@@ -197,10 +214,24 @@ class Fleet:
             member.wait(END_TIMEOUT_S)
 
     def _members(self) -> list[Member]:
-        return [*self.schedulers, *self.workers, *([self.api] if self.api is not None else [])]
+        return [*self.mortal, *(one for one in (self.outside, self.api) if one is not None)]
+
+    def _start(self, verb: str, number: int) -> list[Member]:
+        command = [sys.executable, "-m", "pgqueue", verb, "-A", "pgqueue.demo.app:app"]
+        members = [self._member(f"{verb}-{place}", command) for place in range(1, number + 1)]
+        for member in members:
+            member.start()
+        return members
 
     def _member(self, name: str, command: Sequence[str]) -> Member:
         return Member(name, command, self._environment, self._log_dir / f"{name}.log")
+
+
+def _free_port() -> int:
+    with socket.socket() as one:
+        one.bind(("127.0.0.1", 0))
+        port: int = one.getsockname()[1]
+        return port
 
 
 def _stop(members: Sequence[Member]) -> None:

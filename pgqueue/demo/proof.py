@@ -23,6 +23,9 @@ class Proof:
     rides_lost: int
     fires_not_once: int
     incentives_twice: int
+    charged_twice: int
+    events_lost: int
+    events_out_of_order: int
 
     @property
     def ok(self) -> bool:
@@ -38,6 +41,9 @@ class Proof:
             ("rides lost", self.rides_lost),
             ("scheduled fires not exactly once", self.fires_not_once),
             ("incentives paid twice for a week", self.incentives_twice),
+            ("cards charged twice", self.charged_twice),
+            ("events lost", self.events_lost),
+            ("events out of order for a ride", self.events_out_of_order),
         ]
 
 
@@ -56,6 +62,7 @@ class Score:
     cuts: int
     fires: int
     incentives: int
+    events: int
     lag_p95_s: float | None
     live_jobs: int
 
@@ -75,9 +82,11 @@ def unfinished(conn: psycopg.Connection[Any], *, within_s: float) -> int:
     return int(_row(conn, UNFINISHED, {"within_s": within_s})[0])
 
 
-def is_ready(conn: psycopg.Connection[Any], *, workers: int, schedules: int) -> bool:
-    """Whether so many workers live, so many schedules are known, and the API has booked its first ride."""
-    return bool(_row(conn, READY, {"workers": workers, "schedules": schedules})[0])
+def is_ready(conn: psycopg.Connection[Any], *, workers: int, schedules: int, subscriptions: int) -> bool:
+    """Whether so many workers live, so many schedules and subscriptions are known, and the API has booked its first ride."""
+    return bool(
+        _row(conn, READY, {"workers": workers, "schedules": schedules, "subscriptions": subscriptions})[0]
+    )
 
 
 def _row(conn: psycopg.Connection[Any], text: bytes, parameters: dict[str, Any]) -> tuple[Any, ...]:

@@ -24,6 +24,7 @@ WORDS: Final = (
     ("cancellation fees", "fees"),
     ("schedules fired", "fires"),
     ("incentives paid", "incentives"),
+    ("events at the partner's webhook", "events"),
     ("attempts retried", "retries"),
     ("jobs rescued from killed workers", "rescued"),
     ("dead letters", "dead_letters"),
@@ -91,7 +92,7 @@ def _line(elapsed_s: float, score: Score, proof: Proof) -> str:
     lag = "–" if score.lag_p95_s is None else f"{score.lag_p95_s:.3f} s"
     return (
         f"{elapsed_s:5.0f} s  rides {score.rides}  captures {score.captures}  receipts {score.receipts}  "
-        f"fees {score.fees}  fires {score.fires}  incentives {score.incentives}  lag p95 {lag}  retries {score.retries}  rescued {score.rescued}  "
+        f"fees {score.fees}  fires {score.fires}  incentives {score.incentives}  events {score.events}  lag p95 {lag}  retries {score.retries}  rescued {score.rescued}  "
         f"dead letters {score.dead_letters}  kills {score.kills}  cuts {score.cuts}  "
         f"PROOF {'ok' if proof.ok else 'VIOLATED'}"
     )

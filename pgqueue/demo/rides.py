@@ -1,21 +1,24 @@
-"""What a ride sets off, at once or later: payments, receipts, cancellation fees.
+"""What a ride sets off, at once or later: payments, receipts, cancellation fees, news for others.
 
 Handlers touch `rides_demo` through `ctx.conn` alone, so what they write commits with their job or not at all.
-The payment gateway and the mail server are pretended: slow, unreliable, and idempotent by key.
 """
 
 from __future__ import annotations
 
 import asyncio
-import time
+from http import HTTPStatus
+from http.client import HTTPConnection, HTTPException
+from typing import Final
 
-from pgqueue import AsyncJobContext, JobContext, Reject
-from pgqueue.demo.story import SPEED, app, dice
+import orjson
 
-FEE_AFTER_S = 300 / SPEED
-FEE_CENTS = 500
-GATEWAY_SILENT_SHARE = 0.08
-LATE_FAULT_SHARE = 0.04
+from pgqueue import AsyncJobContext, JobContext, Reject, Retry
+from pgqueue.demo.story import OUTSIDE, PARTNER_SECRET, SPEED, app, dice
+
+FEE_AFTER_S: Final = 300 / SPEED
+FEE_CENTS: Final = 500
+LATE_FAULT_SHARE: Final = 0.04
+GATEWAY_TIMEOUT_S: Final = 5.0
 
 
 class GatewayTimeout(Exception):  # noqa: N818 - as payment libraries call it
@@ -28,9 +31,9 @@ class LedgerClosed(Exception):  # noqa: N818
 
 @app.task(name="capture_payment", queue="critical", timeout="10s")
 def capture_payment(ctx: JobContext, ride_id: int, amount_cents: int, card: str) -> dict[str, int]:
-    """Immediate: charge the card, then write the capture and its ledger row and enqueue the receipt."""
+    """Immediate: charge the card, then write the capture and its ledger row, and tell who wants to know."""
     # The slow call comes first: the job's transaction opens with the first touch of ctx.conn.
-    _charge(card, key=ctx.idempotency_key)
+    _charge(ctx.idempotency_key, ride_id, amount_cents, card)
     ctx.conn.execute(
         "INSERT INTO rides_demo.captures (ride_id, job_id, amount_cents) VALUES (%s, %s, %s)",
         (ride_id, ctx.job.id, amount_cents),
@@ -41,13 +44,15 @@ def capture_payment(ctx: JobContext, ride_id: int, amount_cents: int, card: str)
         "INSERT INTO rides_demo.ledger (job_id, ride_id, kind, amount_cents) VALUES (%s, %s, 'capture', %s)",
         (ctx.job.id, ride_id, amount_cents),
     )
-    ctx.enqueue(send_receipt, ride_id=ride_id)
+    ctx.emit("ride.captured", {"ride_id": ride_id, "amount_cents": amount_cents}, key=f"ride:{ride_id}")
     return {"captured_cents": amount_cents}
 
 
+@app.on("ride.captured")
 @app.task(name="send_receipt", queue="mail", timeout="10s")
-async def send_receipt(ctx: AsyncJobContext, ride_id: int) -> None:
-    """Immediate, after a capture: send a mail, which may repeat, and note it, which may not."""
+async def send_receipt(ctx: AsyncJobContext, ride_id: int, amount_cents: int) -> None:
+    """By way of the outbox, after a capture: send a mail, which may repeat, and note it, which may not."""
+    del amount_cents  # it is in the mail
     await asyncio.sleep(dice.uniform(0.005, 0.05))  # the mail server
     await ctx.conn.execute(
         "INSERT INTO rides_demo.receipts (ride_id, job_id) VALUES (%s, %s)", (ride_id, ctx.job.id)
@@ -75,11 +80,27 @@ def charge_cancellation_fee(ctx: JobContext, ride_id: int) -> dict[str, bool]:
     return {"charged": True}
 
 
-def _charge(card: str, *, key: str) -> None:
-    """Pretend to call the gateway. A real one would be given `key`, and answer a repeated call with the first result."""
-    del key
-    time.sleep(dice.uniform(0.005, 0.03))
-    if card == "declined":
+app.webhook(
+    "partner",
+    topics="ride.*",
+    url=f"http://{OUTSIDE}/events",
+    secret=PARTNER_SECRET,
+    retry=Retry(max_retries=30, initial_delay=0.2, max_delay=2),
+)
+
+
+def _charge(key: str, ride_id: int, amount_cents: int, card: str) -> None:
+    """Call the gateway. It knows `key` again: a call that is repeated charges nothing and gets the first answer."""
+    gateway = HTTPConnection(OUTSIDE, timeout=GATEWAY_TIMEOUT_S)
+    try:
+        asked = orjson.dumps({"ride_id": ride_id, "amount_cents": amount_cents, "card": card})
+        gateway.request("POST", "/charges", asked, {"Idempotency-Key": key})
+        status = gateway.getresponse().status
+    except (OSError, HTTPException) as error:
+        raise GatewayTimeout("the payment gateway did not answer") from error
+    finally:
+        gateway.close()
+    if status == HTTPStatus.PAYMENT_REQUIRED:
         raise Reject("the bank declined the card")  # no retry will help: a dead letter at once
-    if card == "unreadable" or dice.random() < GATEWAY_SILENT_SHARE:
-        raise GatewayTimeout("the payment gateway did not answer within 2 s")
+    if status != HTTPStatus.OK:
+        raise GatewayTimeout(f"the payment gateway answered {status}")

@@ -35,7 +35,9 @@ DRAIN_MAX_S: Final = 60.0
 DEFERRED_WAIT_MAX_S: Final = 15.0  # fees due later than this after the end are not waited for
 READY_MAX_S: Final = 30.0
 SCHEDULERS: Final = 2
+RELAYS: Final = 2
 SCHEDULES: Final = 4
+SUBSCRIPTIONS: Final = 3
 HOLD_MAX_S: Final = 600.0
 APPLICATION_NAME: Final = "rides-demo"
 
@@ -123,12 +125,14 @@ class _Stage:
         """Work, drain, prove; returns the exit code."""
         options = self._options
         with Fleet(self._dsn, self._logs, speed=options.speed) as fleet:
+            fleet.start_outside()
             fleet.start_schedulers(SCHEDULERS)
+            fleet.start_relays(RELAYS)
             fleet.start_workers(options.workers)
             fleet.start_api()
             self._wait_until_all_work(fleet)
             self._report.say(
-                f"{options.workers} workers, {SCHEDULERS} schedulers and the API run; a second is {options.speed:g} of the story"
+                f"{options.workers} workers, {SCHEDULERS} schedulers, {RELAYS} relays and the API run; a second is {options.speed:g} of the story"
                 + ("; processes are being killed and connections cut" if options.chaos else "")
             )
             self._work(fleet)
@@ -190,14 +194,19 @@ class _Stage:
 
     def _wait_until_all_work(self, fleet: Fleet) -> None:
         until = time.monotonic() + READY_MAX_S
-        while (
-            not is_ready(self._conn, workers=self._options.workers, schedules=SCHEDULES)
-            and not self._signals.heard
-        ):
+        while not self._all_work() and not self._signals.heard:
             if time.monotonic() > until:
                 raise DemoFailed(f"not all processes work after {READY_MAX_S:g} s; {fleet.last_words()}")
             fleet.look()
             time.sleep(TICK_S)
+
+    def _all_work(self) -> bool:
+        return is_ready(
+            self._conn,
+            workers=self._options.workers,
+            schedules=SCHEDULES,
+            subscriptions=SUBSCRIPTIONS,
+        )
 
     def _hold(self, server: EmbeddedPostgres, fleet: Fleet) -> None:
         """On a terminal: leave everything up for a while, for looking around."""
@@ -211,6 +220,7 @@ class _Stage:
             "  pgqueue dlq groups                # what died, by cause",
             "  pgqueue dlq redrive --all --yes   # try it again",
             "  pgqueue queues list",
+            "  pgqueue outbox status             # messages to tasks and to the partner's webhook",
             "  pgqueue schedules list            # what comes by itself; `schedules log surge-prices`",
             f"  {psql} \"$PGQUEUE_DATABASE_URL\" -c 'TABLE pgqueue.dead_letter_summary'",
         ):

@@ -19,7 +19,7 @@ from typing import Any, Final
 import psycopg
 
 from pgqueue.demo.rides import FEE_AFTER_S, capture_payment, charge_cancellation_fee
-from pgqueue.demo.story import SPEED
+from pgqueue.demo.story import SPEED, app
 
 REQUEST_THREADS: Final = 2
 RIDES_PER_S: Final = 25.0
@@ -34,6 +34,7 @@ NOBODY_CONFIRMS: Final = 8  # … find no driver, so the deferred fee falls due
 DECLINED: Final = 8
 UNREADABLE: Final = 2
 DRIVERS: Final = 40
+CELLS: Final = 12
 SENT_TWICE: Final = 10  # of a hundred completions, because the answer came late
 
 Request = Callable[["Api"], None]
@@ -148,6 +149,8 @@ def _complete(api: Api, ride_id: int) -> None:
             return
         if row[2] is None:
             api.conn.execute("UPDATE rides_demo.drivers SET rides = rides + 1 WHERE id = %s", (row[3],))
+            told = {"ride_id": ride_id, "cell": ride_id % CELLS}
+            app.outbox.emit(api.conn, "ride.completed", told, key=f"ride:{ride_id}")
         # The key makes a second completion the same job.
         job = capture_payment.using(idempotency_key=f"ride:{ride_id}:capture").enqueue(
             api.conn, ride_id=ride_id, amount_cents=row[0], card=row[1]

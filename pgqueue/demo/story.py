@@ -15,6 +15,8 @@ from pgqueue import App, Retry
 SPEED: Final = float(os.environ.get("RIDES_DEMO_SPEED", "1"))
 BEGAN: Final = datetime.fromtimestamp(float(os.environ.get("RIDES_DEMO_BEGAN", "0")), UTC)
 MIDNIGHT: Final = BEGAN + timedelta(seconds=600 / SPEED)
+OUTSIDE: Final = f"127.0.0.1:{os.environ.get('RIDES_DEMO_OUTSIDE_PORT', '8765')}"
+PARTNER_SECRET: Final = "what-the-partner-and-we-both-know"  # noqa: S105 - of a story
 dice: Final = random.Random()  # noqa: S311 - a story's chances, no secret
 
 app: Final = App(retry=Retry(max_retries=5, initial_delay=2 / SPEED, max_delay=300 / SPEED))

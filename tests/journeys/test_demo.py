@@ -31,6 +31,9 @@ CLEAN = {
     "rides_lost": 0,
     "fires_not_once": 0,
     "incentives_twice": 0,
+    "charged_twice": 0,
+    "events_lost": 0,
+    "events_out_of_order": 0,
 }
 BUSY = re.compile(r"captures [1-9]")
 OTHERS = {"PGHOST": "nowhere.invalid", "PGOPTIONS": "-c nonsense=1", "PGQUEUE_LEASE_S": "nonsense"}
@@ -78,6 +81,7 @@ def test_it_holds_its_proof_while_workers_are_killed() -> None:
     assert result["receipts"] > 0
     assert result["kills"] > 0
     assert result["fires"] > 0
+    assert result["events"] >= 2 * result["captures"]
     assert result["lag_p95_s"] > 0
 
 
@@ -133,6 +137,11 @@ VIOLATIONS = {
     "fires_not_once": "DELETE FROM pgqueue.schedule_runs WHERE run_key = '7'",
     "incentives_twice": """
         INSERT INTO rides_demo.incentives (driver_id, week, job_id, amount_cents) VALUES (1, 1, 105, 150)""",
+    "charged_twice": "INSERT INTO rides_demo.charges (key, ride_id, amount_cents) VALUES ('other', 1, 900)",
+    "events_lost": "DELETE FROM rides_demo.events WHERE ride_id = 4",
+    "events_out_of_order": """
+        UPDATE rides_demo.events SET topic = CASE topic WHEN 'ride.captured' THEN 'ride.completed' ELSE 'ride.captured' END
+        WHERE ride_id = 1""",
 }
 OTHER_WRONG_FIRES = [
     """INSERT INTO pgqueue.schedule_runs (schedule, run_key, fire_at, outcome, job_id, leader)
@@ -155,6 +164,10 @@ SOUND = """
     INSERT INTO pgqueue.dead_letter_jobs (job_id, queue, task, args, priority, reason, attempts, max_attempts, first_failed_at, failed_at, created_at, job_created_at)
       VALUES (103, 'critical', 'capture_payment', '{}', 5, 'rejected', 1, 6, now(), now(), now(), now());
     INSERT INTO rides_demo.incentives (driver_id, week, job_id, amount_cents) VALUES (1, 1, 104, 150), (2, 1, 105, 150), (1, 2, 106, 150);
+    INSERT INTO rides_demo.charges (key, ride_id, amount_cents, calls) VALUES ('one', 1, 900, 2), ('two', 4, 900, 1);
+    INSERT INTO rides_demo.events (uid, topic, ride_id) VALUES (gen_random_uuid(), 'ride.completed', 1),
+      (gen_random_uuid(), 'ride.captured', 1), (gen_random_uuid(), 'ride.completed', 1), (gen_random_uuid(), 'ride.completed', 4);
+    SELECT pgqueue.emit('ride.completed', '{"ride_id": 5}');
     INSERT INTO pgqueue.schedules (name, task, every_s, starts_at, created_at, last_fire_at, next_fire_at)
       VALUES ('hourly', 'rank', 60, now() - interval '20 minutes', now() - interval '615 seconds', now() - interval '30 seconds', now()),
         ('not-yet', 'rank', 86400, now() + interval '1 second', now() - interval '615 seconds', now() - interval '615 seconds', now() + interval '1 second');
@@ -168,14 +181,15 @@ def test_proof_is_silent_about_a_sound_history(database: Database) -> None:
     conn = database.connect()
     conn.execute(SCHEMA)
     conn.execute(SOUND)
-    assert prove(conn) == Proof(0, 0, 0, 0, 0, 0)
+    assert prove(conn) == Proof(0, 0, 0, 0, 0, 0, 0, 0, 0)
     numbers = score(conn, window_s=60)
     assert (numbers.rides, numbers.captures, numbers.dead_letters, numbers.live_jobs) == (5, 1, 1, 1)
     assert numbers.lag_p95_s == pytest.approx(0.25)
-    assert unfinished(conn, within_s=1) == 1
-    assert not is_ready(conn, workers=1, schedules=1)
-    assert not is_ready(conn, workers=0, schedules=3)
-    assert is_ready(conn, workers=0, schedules=2)
+    assert unfinished(conn, within_s=1) == 2
+    assert not is_ready(conn, workers=1, schedules=2, subscriptions=0)
+    assert not is_ready(conn, workers=0, schedules=3, subscriptions=0)
+    assert not is_ready(conn, workers=0, schedules=2, subscriptions=1)
+    assert is_ready(conn, workers=0, schedules=2, subscriptions=0)
 
 
 @pytest.mark.parametrize("name", VIOLATIONS)

@@ -369,6 +369,7 @@ def test_a_batch_of_one_is_handed_over_as_a_list(site: Any) -> None:
         ({"batch_window": "32d"}, "batch_window: is too long"),
         ({"batch_window": 0}, "batch_window: is too short"),
         ({"batch_window": "5m", "group_commit": 4}, "give one of them"),
+        ({"batch_window": "5m", "batch_key": lambda job: job}, "batch_key is not a name"),
         ({"batch_window": "5m", "batch": 5_001}, "out of range"),
         ({"batch_key": "cell"}, "needs batch= or batch_window="),
     ],

@@ -309,7 +309,9 @@ def test_an_interrupted_verb_exits_130(start: Callable[..., Proc], database: Dat
     job = database.one("SELECT pgqueue.enqueue('never')")
     waiting = start("jobs", "wait", str(job), "--timeout", "60s")
     wait_for(
-        lambda: database.one("SELECT count(*) FROM pg_stat_activity WHERE application_name = 'pgqueue/cli'"),
+        lambda: database.one(
+            "SELECT count(*) FROM pg_stat_activity WHERE application_name = 'pgqueue/cli' AND state = 'idle'"
+        ),
         20,
         "the first look",
     )

@@ -29,4 +29,18 @@ SELECT
    CROSS JOIN LATERAL (SELECT (s.next_fire_at < clock_timestamp() - interval '30 seconds')::int AS n) late
    WHERE s.every_s IS NOT NULL AND s.next_fire_at IS NOT NULL),
   -- incentives paid twice for a week
-  (SELECT count(*) FROM (SELECT i.driver_id FROM rides_demo.incentives i GROUP BY i.driver_id, i.week HAVING count(*) > 1) twice)
+  (SELECT count(*) FROM (SELECT i.driver_id FROM rides_demo.incentives i GROUP BY i.driver_id, i.week HAVING count(*) > 1) twice),
+  -- charged twice at the gateway
+  (SELECT count(*) FROM (SELECT c.ride_id FROM rides_demo.charges c GROUP BY c.ride_id HAVING count(*) > 1) twice),
+  -- events lost: of a completed or captured ride, neither with the partner nor still in the outbox
+  (SELECT count(*) FROM (
+     SELECT r.id AS ride_id, 'ride.completed' AS topic FROM rides_demo.rides r WHERE r.status = 'completed'
+     UNION ALL SELECT c.ride_id, 'ride.captured' FROM rides_demo.captures c
+     EXCEPT SELECT e.ride_id, e.topic FROM rides_demo.events e
+     EXCEPT SELECT (o.payload ->> 'ride_id')::bigint, o.topic FROM pgqueue.outbox o
+     EXCEPT SELECT (d.payload ->> 'ride_id')::bigint, d.topic FROM pgqueue.outbox_dead_letters d) lost),
+  -- events out of order per ride: that it was captured before that it was completed
+  (SELECT count(*) FROM (
+     SELECT min(e.id) FILTER (WHERE e.topic = 'ride.completed') AS completed, min(e.id) FILTER (WHERE e.topic = 'ride.captured') AS captured
+     FROM rides_demo.events e GROUP BY e.ride_id) first
+   WHERE first.captured < first.completed OR (first.captured IS NOT NULL AND first.completed IS NULL))

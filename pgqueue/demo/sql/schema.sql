@@ -93,6 +93,32 @@ CREATE TABLE rides_demo.fires (
 );
 COMMENT ON TABLE rides_demo.fires IS 'Which fire of a schedule was served by which job, written in the job''s transaction';
 
+CREATE TABLE rides_demo.heatmap (
+  cell integer PRIMARY KEY,
+  rides integer NOT NULL,
+  calls integer NOT NULL DEFAULT 1
+);
+COMMENT ON TABLE rides_demo.heatmap IS 'Rides that ended in each cell, and in how many batches they were counted';
+
+CREATE TABLE rides_demo.charges (
+  key text PRIMARY KEY,
+  ride_id bigint NOT NULL,
+  amount_cents integer NOT NULL,
+  calls integer NOT NULL DEFAULT 1
+);
+CREATE INDEX charges_ride_id_idx ON rides_demo.charges (ride_id);
+COMMENT ON TABLE rides_demo.charges IS 'What the payment gateway charged, by idempotency key; it is not of this service';
+
+CREATE TABLE rides_demo.events (
+  id bigint GENERATED ALWAYS AS IDENTITY PRIMARY KEY,
+  uid uuid NOT NULL,
+  topic text NOT NULL,
+  ride_id bigint NOT NULL,
+  arrived_at timestamptz NOT NULL DEFAULT clock_timestamp()
+);
+CREATE INDEX events_ride_id_idx ON rides_demo.events (ride_id);
+COMMENT ON TABLE rides_demo.events IS 'What the partner''s webhook got, repetitions too; it is not of this service';
+
 CREATE TABLE rides_demo.incidents (
   id bigint GENERATED ALWAYS AS IDENTITY PRIMARY KEY,
   at timestamptz NOT NULL DEFAULT clock_timestamp(),

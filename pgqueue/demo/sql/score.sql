@@ -11,6 +11,7 @@ SELECT
   (SELECT count(*) FROM rides_demo.incidents i WHERE i.kind = 'cut'),
   (SELECT count(*) FROM rides_demo.fires),
   (SELECT count(*) FROM rides_demo.incentives),
+  (SELECT count(*) FROM rides_demo.events),
   (SELECT percentile_cont(0.95) WITHIN GROUP (ORDER BY h.wait_s)::double precision FROM pgqueue.job_history h
    WHERE h.task IN ('capture_payment', 'send_receipt') AND h.state = 'succeeded'
      AND h.finished_at > clock_timestamp() - make_interval(secs => %(window_s)s)),
