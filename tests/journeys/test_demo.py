@@ -130,10 +130,15 @@ def test_bad_options_are_refused() -> None:
 VIOLATIONS = {
     "captured_twice": """
         INSERT INTO rides_demo.captures (ride_id, job_id, amount_cents) VALUES (1, 101, 900)""",
-    "captured_without_ledger": "INSERT INTO rides_demo.captures (ride_id, job_id, amount_cents) VALUES (2, 102, 900)",
+    "captured_without_ledger": """
+        INSERT INTO rides_demo.captures (ride_id, job_id, amount_cents) VALUES (2, 102, 900);
+        INSERT INTO rides_demo.events (uid, topic, ride_id) VALUES
+          (gen_random_uuid(), 'ride.completed', 2), (gen_random_uuid(), 'ride.captured', 2)""",
     "ledger_without_settlement": """
         INSERT INTO rides_demo.ledger (job_id, ride_id, kind, amount_cents) VALUES (999, 2, 'fee', 500)""",
-    "rides_lost": "INSERT INTO rides_demo.rides (status, amount_cents, card) VALUES ('completed', 900, 'good')",
+    "rides_lost": """
+        WITH ride AS (INSERT INTO rides_demo.rides (status, amount_cents, card) VALUES ('completed', 900, 'good') RETURNING id)
+        INSERT INTO rides_demo.events (uid, topic, ride_id) SELECT gen_random_uuid(), 'ride.completed', id FROM ride""",
     "fires_not_once": "DELETE FROM pgqueue.schedule_runs WHERE run_key = '7'",
     "incentives_twice": """
         INSERT INTO rides_demo.incentives (driver_id, week, job_id, amount_cents) VALUES (1, 1, 105, 150)""",
