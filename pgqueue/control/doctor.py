@@ -11,6 +11,7 @@ import psycopg
 from psycopg.rows import dict_row
 
 from pgqueue.control.desk import Desk, read
+from pgqueue.control.doctor_upkeep import upkeep_checks
 from pgqueue.control.queues import unserved
 from pgqueue.control.roles import missing_roles, role_faults
 from pgqueue.control.rows import QueueHealth, WorkerRow
@@ -55,7 +56,17 @@ def examine(desk: Desk) -> list[Finding]:
             findings.append(Finding("FAIL", SCHEMA_CHECK, schema.sentence, "pgqueue db upgrade"))
             return findings
         findings.append(Finding("PASS", SCHEMA_CHECK, schema.sentence))
-        for check in (_drift, _roles, _tables, _partitions, _waiting, _dead_letters, _workers, _queues):
+        for check in (
+            _drift,
+            _roles,
+            _tables,
+            _partitions,
+            _waiting,
+            _dead_letters,
+            _workers,
+            _queues,
+            _upkeep,
+        ):
             findings.extend(check(conn))
         findings.extend(_transactions(conn, sees_all=server["sees_all"]))
     return findings
@@ -303,6 +314,14 @@ def _queues(conn: psycopg.Connection[Any]) -> Iterator[Finding]:
             )
     if fine:
         yield Finding("PASS", "queues", "each queue with due jobs has a worker, none is paused")
+
+
+def _upkeep(conn: psycopg.Connection[Any]) -> Iterator[Finding]:
+    for check in upkeep_checks(conn):
+        for words in check.wrong:
+            yield Finding("WARN", check.name, words, check.fix)
+        if not check.wrong:
+            yield Finding("PASS", check.name, check.fine)
 
 
 def _judged(bad: bool, verdict: Verdict, check: str, message: str, fix: str) -> Finding:

@@ -109,3 +109,26 @@ SELECT (SELECT count(*) FROM (SELECT FROM pgqueue.jobs j WHERE j.hold_reason = '
 SELECT q.queue, (SELECT count(*) FROM (SELECT FROM pgqueue.dead_letter_jobs d WHERE d.queue = q.queue AND d.redriven_as IS NULL LIMIT 10001) c) AS n
 FROM (SELECT DISTINCT s.queue FROM (SELECT d.queue FROM pgqueue.dead_letter_jobs d WHERE d.redriven_as IS NULL LIMIT 100000) s) q
 ORDER BY 1
+
+-- name: doctor_upkeep
+-- purpose:   duties that fail, or are overdue by more than ten minutes
+-- called by: control/doctor_upkeep
+-- guard:     none
+-- locks:     none
+-- index:     none; a row per duty
+-- returns:   one row per such duty: (duty, failing, failed_s, error, overdue, overdue_s)
+SELECT s.duty, s.failing, date_part('epoch', clock_timestamp() - s.failed_at) AS failed_s, s.error, coalesce(s.overdue_s > 600, false) AS overdue, s.overdue_s
+FROM pgqueue.upkeep_status s
+WHERE s.failing OR s.overdue_s > 600
+ORDER BY s.duty
+
+-- name: doctor_rollups
+-- purpose:   how far the rollups have come
+-- called by: control/doctor_upkeep
+-- guard:     none
+-- locks:     none
+-- index:     none; two rows
+-- returns:   one row: (rollups_s, recount_s), the age of what is counted in seconds; NULL = nothing is counted yet
+SELECT max(date_part('epoch', clock_timestamp() - p.done_upto)) FILTER (WHERE p.what = 'rollups') AS rollups_s,
+  max(date_part('epoch', clock_timestamp() - p.done_upto)) FILTER (WHERE p.what = 'recount') AS recount_s
+FROM pgqueue.stats_progress p

@@ -311,3 +311,28 @@ def test_stats_shows_what_ended_lately_and_how_long_it_took(
     assert 0.064 <= mail["recent"]["run_p95_s"] <= 0.1001
     assert [one["task"] for one in mail["tasks"]] == ["receipt"]
     assert main(["--dsn", database.dsn, "stats", "--minutes", "0"]) == 2
+
+
+def test_doctor_names_a_duty_that_fails_or_is_not_done(
+    conn: psycopg.Connection, find: Callable[..., Finding]
+) -> None:
+    assert find("upkeep").verdict == "PASS"
+    assert find("rollups").verdict == "PASS", "nothing was counted yet, and nothing was to be"
+    conn.execute(
+        """INSERT INTO pgqueue.upkeep_duties (duty, next_at, started_at, failed_at, error) VALUES
+             ('retention', clock_timestamp() + interval '1 minute', clock_timestamp() - interval '1 day', clock_timestamp(), '55P03 lock'),
+             ('partitions', clock_timestamp() - interval '11 minutes', clock_timestamp() - interval '1 day', NULL, NULL),
+             ('expiry', clock_timestamp() - interval '1 minute', clock_timestamp(), clock_timestamp() - interval '1 day', 'old')"""
+    )
+    conn.execute(
+        "UPDATE pgqueue.stats_progress SET done_upto = clock_timestamp() - CASE what WHEN 'rollups' THEN interval '6 minutes' ELSE interval '3 days' END"
+    )
+    failing, overdue = find("upkeep", "retention"), find("upkeep", "partitions")
+    assert (failing.verdict, overdue.verdict) == ("WARN", "WARN")
+    assert "55P03 lock" in failing.message
+    assert overdue.message.startswith("duty partitions is ")
+    assert overdue.message.endswith(" s overdue")
+    with pytest.raises(AssertionError):
+        find("upkeep", "expiry")
+    assert find("rollups", "newest counted minute").verdict == "WARN"
+    assert find("rollups", "recounted").verdict == "WARN"
