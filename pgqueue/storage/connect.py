@@ -148,6 +148,9 @@ def _cause(error: psycopg.Error) -> str:
     state = sqlstate_of(error)
     if state is not None and getattr(error, "diag", None) is not None and error.diag.message_primary:
         return f"{error.diag.message_primary} ({state})"
+    if isinstance(error, psycopg.ProgrammingError):
+        # The words that libpq did not understand may be a password.
+        return "the DSN is not readable"
     # libpq's text may repeat the host; it never holds the password. The last line is the last host's cause; lines
     # that begin with a tab are hints.
     lines = [line.strip() for line in str(error).splitlines() if line.strip() and not line.startswith("\t")]
