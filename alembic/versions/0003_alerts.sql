@@ -22,7 +22,7 @@ CREATE TABLE pgqueue.alert_rules (
   CONSTRAINT alert_rules_name_check CHECK (name ~ '^[A-Za-z][A-Za-z0-9_.-]{0,62}$'),
   CONSTRAINT alert_rules_kind_check CHECK (kind IN ('queue_lag', 'limited_lag', 'dead_letter_growth', 'dead_letters_waiting', 'no_workers',
     'jobs_held', 'no_leader', 'schedule_missed', 'schedule_failed', 'old_transaction', 'connections', 'table_bloat', 'partitions', 'schema',
-    'version_skew')),
+    'version_skew', 'lag_growing', 'error_rate', 'retry_storm', 'throughput_drop', 'rescues', 'rollups_stale', 'retention', 'outbox_stuck')),
   CONSTRAINT alert_rules_scope_check CHECK (jsonb_typeof(scope) = 'object' AND scope - ARRAY['key', 'queue', 'tier'] = '{}'),
   CONSTRAINT alert_rules_numbers_check CHECK (threshold >= 0 AND for_s BETWEEN 0 AND 604800 AND resolve_s BETWEEN 0 AND 604800),
   CONSTRAINT alert_rules_severity_check CHECK (severity IN ('page', 'warn', 'info', 'tier')),
@@ -140,7 +140,15 @@ FROM (VALUES
   ('TableBloat', 'table_bloat', 5, 1800, 'info', 'bloat'),
   ('PartitionsRunningOut', 'partitions', 2, 600, 'page', 'partitions'),
   ('SchemaNotAtHead', 'schema', 0, 600, 'warn', 'upgrade'),
-  ('WorkerVersionSkew', 'version_skew', 1, 3600, 'info', 'upgrade')
+  ('WorkerVersionSkew', 'version_skew', 1, 3600, 'info', 'upgrade'),
+  ('QueueLagGrowing', 'lag_growing', 0.5, 600, 'warn', 'queue-lag'),
+  ('ErrorRateHigh', 'error_rate', 0.05, 300, 'warn', 'error-rate'),
+  ('RetryStorm', 'retry_storm', 3, 600, 'warn', 'retry-storm'),
+  ('ThroughputCollapsed', 'throughput_drop', 0.1, 600, 'warn', 'throughput'),
+  ('RescuesSpiking', 'rescues', 1, 300, 'warn', 'rescues'),
+  ('RollupsStale', 'rollups_stale', 300, 600, 'info', 'monitoring'),
+  ('RetentionBehind', 'retention', 86400, 600, 'warn', 'partitions'),
+  ('OutboxStuck', 'outbox_stuck', 60, 120, 'page', 'outbox')
 ) AS v (name, kind, threshold, for_s, severity, runbook);
 COMMENT ON VIEW pgqueue.shipped_alert_rules IS 'The rules as they are shipped';
 
@@ -166,8 +174,68 @@ CREATE FUNCTION pgqueue.alert_signals(kind text, threshold double precision, hea
 RETURNS TABLE (key text, queue text, tier text, value double precision, bound double precision)
 LANGUAGE plpgsql STABLE SET search_path = pg_catalog, pg_temp AS $$
 #variable_conflict use_column
+DECLARE
+  -- Rates are those of the last five minutes that rollups have counted, beside the hour that ended five minutes before them.
+  upto timestamptz;
 BEGIN
+  IF kind IN ('error_rate', 'retry_storm', 'throughput_drop', 'rescues') THEN
+    SELECT p.done_upto INTO upto FROM pgqueue.stats_progress p
+      WHERE p.what = 'rollups' AND p.done_upto > clock_timestamp() - interval '5 minutes';
+    IF upto IS NULL THEN
+      -- Old rates say nothing about now; rollups_stale says that they are old.
+      RETURN;
+    END IF;
+  END IF;
   CASE kind
+  WHEN 'lag_growing' THEN
+    RETURN QUERY SELECT h.queue, h.queue, h.tier, h.lag_s, threshold * h.sla_s
+      FROM unnest(health) h CROSS JOIN LATERAL (
+        SELECT avg(s.lag_s) FILTER (WHERE s.bucket_at >= clock_timestamp() - interval '5 minutes') AS late,
+          avg(s.lag_s) FILTER (WHERE s.bucket_at < clock_timestamp() - interval '5 minutes') AS early
+        FROM pgqueue.stats_minutely s
+        WHERE s.grain_s = 60 AND s.series = 'queue' AND s.queue = h.queue AND s.bucket_at >= clock_timestamp() - interval '11 minutes') w
+      WHERE NOT h.paused AND h.lag_s > threshold * h.sla_s AND w.late > w.early AND h.lag_s > w.early;
+  WHEN 'error_rate' THEN
+    RETURN QUERY SELECT w.queue, w.queue, h.tier, w.bad / w.ended, threshold
+      FROM (SELECT s.queue, (sum(s.n) FILTER (WHERE s.outcome IN ('retry', 'dead')))::double precision AS bad, sum(s.n)::double precision AS ended
+            FROM pgqueue.stats_minutely s
+            WHERE s.grain_s = 60 AND s.series = 'work' AND s.bucket_at >= upto - interval '5 minutes' AND s.bucket_at < upto
+              AND s.outcome IN ('succeeded', 'retry', 'dead') GROUP BY s.queue) w
+      LEFT JOIN unnest(health) h ON h.queue = w.queue
+      WHERE w.bad > threshold * w.ended AND w.bad / 300 > 0.05;
+  WHEN 'retry_storm' THEN
+    RETURN QUERY SELECT w.task, NULL::text, NULL::text, w.now_s, threshold * w.before_s
+      FROM (SELECT s.task, coalesce(sum(s.n) FILTER (WHERE s.bucket_at >= upto - interval '5 minutes'), 0) / 300.0::double precision AS now_s,
+              coalesce(sum(s.n) FILTER (WHERE s.bucket_at < upto - interval '10 minutes'), 0) / 3600.0::double precision AS before_s
+            FROM pgqueue.stats_minutely s
+            WHERE s.grain_s = 60 AND s.series = 'work' AND s.bucket_at >= upto - interval '70 minutes' AND s.bucket_at < upto AND s.outcome = 'retry'
+            GROUP BY s.task) w
+      WHERE w.now_s > threshold * w.before_s AND w.now_s > 0.2;
+  WHEN 'throughput_drop' THEN
+    RETURN QUERY SELECT h.queue, h.queue, h.tier, w.now_s, threshold * w.before_s
+      FROM unnest(health) h CROSS JOIN LATERAL (
+        SELECT coalesce(sum(s.n) FILTER (WHERE s.bucket_at >= upto - interval '5 minutes'), 0) / 300.0::double precision AS now_s,
+          coalesce(sum(s.n) FILTER (WHERE s.bucket_at < upto - interval '10 minutes'), 0) / 3600.0::double precision AS before_s
+        FROM pgqueue.stats_minutely s
+        WHERE s.grain_s = 60 AND s.series = 'work' AND s.queue = h.queue AND s.outcome = 'succeeded'
+          AND s.bucket_at >= upto - interval '70 minutes' AND s.bucket_at < upto) w
+      WHERE NOT h.paused AND h.due > 0 AND w.now_s < threshold * w.before_s;
+  WHEN 'rescues' THEN
+    RETURN QUERY SELECT '', NULL::text, NULL::text, w.now_s, threshold
+      FROM (SELECT coalesce(sum(s.n), 0) / 300.0::double precision AS now_s FROM pgqueue.stats_minutely s
+            WHERE s.grain_s = 60 AND s.series = 'work' AND s.bucket_at >= upto - interval '5 minutes' AND s.bucket_at < upto
+              AND s.outcome = 'rescued') w
+      WHERE w.now_s > threshold;
+  WHEN 'rollups_stale' THEN
+    -- Before the first count nobody has missed anything yet.
+    RETURN QUERY SELECT '', NULL::text, NULL::text, date_part('epoch', clock_timestamp() - p.done_upto), threshold
+      FROM pgqueue.stats_progress p WHERE p.what = 'rollups' AND p.done_upto < clock_timestamp() - make_interval(secs => threshold);
+  WHEN 'retention' THEN
+    RETURN QUERY SELECT u.duty, NULL::text, NULL::text, u.overdue_s, threshold FROM pgqueue.upkeep_status u
+      WHERE u.duty IN ('retention', 'queue_retention', 'dead_letters') AND u.overdue_s > threshold;
+  WHEN 'outbox_stuck' THEN
+    RETURN QUERY SELECT o.topic, NULL::text, NULL::text, o.oldest_age_s, threshold FROM pgqueue.outbox_status o
+      WHERE o.oldest_age_s > threshold;
   WHEN 'queue_lag' THEN
     RETURN QUERY SELECT h.queue, h.queue, h.tier, h.lag_s, threshold * h.sla_s FROM unnest(health) h
       WHERE NOT h.paused AND h.lag_s > threshold * h.sla_s;

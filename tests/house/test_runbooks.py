@@ -19,6 +19,14 @@ PARTS = ("**Symptom.**", "**Impact.**", "## Look", "## Causes", "## Fix", "## Ve
 SHIPPED = dict(re.findall(r"^ +\('(\w+)', '\w+', [\d.]+, \d+, '\w+', '([a-z-]+)'\)", RULES, re.MULTILINE))
 
 
+IN_PROMETHEUS = dict(
+    re.findall(
+        r"- alert: Pgqueue(\w+)\n(?:.*\n)*?.*runbook_url: docs/runbooks/([a-z-]+)\.md",
+        (ROOT / "deploy" / "prometheus" / "pgqueue.rules.yml").read_text(),
+    )
+)
+
+
 def command(words: list[str]) -> Any:
     """The command that these words call, by way of the groups that they name."""
     found: Any = typer.main.get_command(app)
@@ -43,7 +51,13 @@ def test_every_shipped_rule_has_a_runbook_that_names_it() -> None:
 
 
 def test_every_runbook_is_that_of_a_rule() -> None:
-    assert {path.stem for path in RUNBOOKS} == set(SHIPPED.values())
+    assert {path.stem for path in RUNBOOKS} == {*SHIPPED.values(), *IN_PROMETHEUS.values()}
+
+
+def test_a_rule_of_one_name_has_one_runbook() -> None:
+    both = SHIPPED.keys() & IN_PROMETHEUS.keys()
+    assert len(both) > 15
+    assert {name: SHIPPED[name] for name in both} == {name: IN_PROMETHEUS[name] for name in both}
 
 
 @pytest.mark.parametrize("path", RUNBOOKS, ids=lambda path: path.stem)

@@ -39,6 +39,30 @@ DROP_DAY = (
     " to_char((clock_timestamp() AT TIME ZONE 'UTC')::date + 1, 'YYYYMMDD'); END $$"
 )
 
+ROLLED = "UPDATE pgqueue.stats_progress SET done_upto = date_trunc('minute', clock_timestamp()) WHERE what = 'rollups';"
+UNROLLED = "UPDATE pgqueue.stats_progress SET done_upto = NULL WHERE what = 'rollups'"
+
+
+def minutes(outcome: str, n: int, first: int, last: int) -> str:
+    """So many attempts in each of the minutes from `first` to `last` ago."""
+    return (
+        ROLLED
+        + "INSERT INTO pgqueue.stats_minutely (grain_s, bucket_at, series, queue, task, outcome, n)"
+        + f" SELECT 60, date_trunc('minute', clock_timestamp()) - make_interval(mins => m), 'work', 'q', 't', '{outcome}', {n}"
+        + f" FROM generate_series({last}, {first}) m;"
+    )
+
+
+def lags(early: int, late: int) -> str:
+    return (
+        "INSERT INTO pgqueue.stats_minutely (grain_s, bucket_at, series, queue, task, outcome, n, lag_s)"
+        " SELECT 60, clock_timestamp() - make_interval(mins => m), 'queue', 'q', '', '', 1,"
+        f" CASE WHEN m > 5 THEN {early} ELSE {late} END FROM generate_series(1, 10) m;"
+    )
+
+
+NO_STATS = "DELETE FROM pgqueue.stats_minutely"
+
 # kind: the fault, its end, and what the incident is about.
 FAULTS: dict[str, tuple[str, str, str]] = {
     "queue_lag": (SLA + LATE, NO_JOBS, "q"),
@@ -64,6 +88,30 @@ FAULTS: dict[str, tuple[str, str, str]] = {
         "UPDATE pgqueue.workers SET status = 'stopped' WHERE version = '1'",
         "",
     ),
+    "lag_growing": (SLA + LATE + ";" + lags(3, 30), NO_JOBS, "q"),
+    "error_rate": (minutes("retry", 60, 5, 1) + minutes("succeeded", 60, 5, 1), NO_STATS, "q"),
+    "retry_storm": (minutes("retry", 60, 5, 1) + minutes("retry", 1, 60, 11), NO_STATS, "t"),
+    "throughput_drop": (
+        minutes("succeeded", 600, 60, 11) + "SELECT pgqueue.enqueue('t', queue => 'q')",
+        NO_JOBS,
+        "q",
+    ),
+    "rescues": (minutes("rescued", 100, 5, 1), NO_STATS, ""),
+    "rollups_stale": (
+        "UPDATE pgqueue.stats_progress SET done_upto = clock_timestamp() - interval '1 hour' WHERE what = 'rollups'",
+        UNROLLED,
+        "",
+    ),
+    "retention": (
+        "INSERT INTO pgqueue.upkeep_duties (duty, next_at) VALUES ('retention', clock_timestamp() - interval '2 days')",
+        "UPDATE pgqueue.upkeep_duties SET next_at = clock_timestamp()",
+        "retention",
+    ),
+    "outbox_stuck": (
+        "SELECT pgqueue.emit('ride.done', '{}'); UPDATE pgqueue.outbox SET emitted_at = clock_timestamp() - interval '1 hour'",
+        "DELETE FROM pgqueue.outbox",
+        "ride.done",
+    ),
     "partitions": (DROP_DAY, "SELECT pgqueue.ensure_partitions(7)", "job_transitions"),
 }  # fmt: skip
 
@@ -88,6 +136,7 @@ def conn(database: Database) -> psycopg.Connection[Any]:
     conn.execute("SELECT pgqueue.restore_alert_rules()")
     conn.execute("UPDATE pgqueue.alert_rules SET for_s = 0, resolve_s = 0")
     conn.execute("UPDATE pgqueue.alert_evaluations SET evaluated_at = NULL")
+    conn.execute(UNROLLED)
     return conn
 
 
@@ -191,6 +240,21 @@ def test_every_kind_a_rule_may_have_has_a_shipped_rule_and_a_measure(
     assert ran_well(conn)
     staged = {*FAULTS, "old_transaction", "connections", "schema", "table_bloat"}
     assert shipped == staged, "each kind needs a staged fault here"
+
+
+def test_rates_that_are_old_say_nothing(conn: psycopg.Connection[Any]) -> None:
+    only(conn, "rescues")
+    conn.execute(minutes("rescued", 100, 5, 1))
+    conn.execute(
+        "UPDATE pgqueue.stats_progress SET done_upto = done_upto - interval '10 minutes' WHERE what = 'rollups'"
+    )
+    assert evaluate(conn) == []
+
+
+def test_a_lag_that_shrinks_does_not_grow(conn: psycopg.Connection[Any]) -> None:
+    only(conn, "lag_growing")
+    conn.execute((SLA + LATE + ";" + lags(9000, 4000)).encode())
+    assert evaluate(conn) == []
 
 
 def test_what_is_exceeded_for_a_moment_only_is_no_incident(conn: psycopg.Connection[Any]) -> None:
