@@ -7,20 +7,15 @@ connection and the same transaction.
 from __future__ import annotations
 
 import contextlib
+import importlib
+import sys
 import time
-from contextvars import ContextVar
-from typing import Any, Final, NoReturn
+from types import ModuleType
+from typing import TYPE_CHECKING, Any, Final
 
 import psycopg
 from psycopg_pool import AsyncConnectionPool, ConnectionPool
-from sqlalchemy import create_engine, event
-from sqlalchemy.engine import Connection as SAConnection
-from sqlalchemy.engine import Engine
-from sqlalchemy.ext.asyncio import AsyncEngine, AsyncSession, create_async_engine
-from sqlalchemy.orm import Session
-from sqlalchemy.pool import NullPool
 
-from pgqueue.errors import TransactionMisuse
 from pgqueue.storage.deadline import deadline
 from pgqueue.storage.handlers import (
     AsyncJobConnection,
@@ -29,33 +24,15 @@ from pgqueue.storage.handlers import (
     settle_and_commit_async,
 )
 
-_DIALECT: Final = "postgresql+psycopg://"
+if TYPE_CHECKING:
+    from sqlalchemy.engine import Connection as SAConnection
+
+    from pgqueue.storage.job_session import AsyncJobSession, JobSession
+
 SETTLE_DEADLINE_S: Final = 15
 _STEP: Final = b"SAVEPOINT pgqueue_member"
 _NEXT: Final = b"RELEASE SAVEPOINT pgqueue_member; SAVEPOINT pgqueue_member"
 _UNDO: Final = b"ROLLBACK TO SAVEPOINT pgqueue_member"
-
-
-class JobSession(Session):
-    """SQLAlchemy's Session on the job's transaction; pgqueue commits it with the settlement."""
-
-    def commit(self) -> NoReturn:
-        """Refused: the job's settlement commits."""
-        raise TransactionMisuse(
-            "ctx.session.commit(): return to commit with the job's settlement, or use session.begin_nested()"
-        )
-
-    def rollback(self) -> NoReturn:
-        """Refused: raise to roll the job back."""
-        raise TransactionMisuse(
-            "ctx.session.rollback(): raise to roll the job back, or use session.begin_nested()"
-        )
-
-
-class AsyncJobSession(AsyncSession):
-    """SQLAlchemy's AsyncSession on the job's transaction."""
-
-    sync_session_class = JobSession
 
 
 class JobTransaction:
@@ -85,12 +62,7 @@ class JobTransaction:
     def session(self) -> JobSession:
         """A Session on the same transaction."""
         if self._session is None:
-            token = _LENT.set(self.conn)
-            try:
-                self._sa = _ENGINE.connect()
-            finally:
-                _LENT.reset(token)
-            self._session = JobSession(bind=self._sa, autoflush=True, expire_on_commit=False)
+            self._sa, self._session = _sessions().open_session(self.conn)
         return self._session
 
     def flush(self) -> None:
@@ -186,9 +158,7 @@ class AsyncJobTransaction:
     def session(self) -> AsyncJobSession:
         """An AsyncSession on the same transaction; it connects at its first statement."""
         if self._session is None:
-            self._session = AsyncJobSession(
-                bind=_async_engine_of(self), autoflush=True, expire_on_commit=False
-            )
+            self._session = _sessions().open_async_session(self.connection, lambda: self._conn)
         return self._session
 
     async def flush(self) -> None:
@@ -254,39 +224,12 @@ class AsyncJobTransaction:
         await self._pool.putconn(conn)
 
 
-def _lend() -> JobConnection:
-    conn = _LENT.get()
-    conn.hush = True  # until SQLAlchemy has had its first look, which ends in a rollback of nothing
-    return conn
+def warm_sessions() -> None:
+    """Prepare `ctx.session` at a worker's start, if the application knows SQLAlchemy; else nobody pays for its import."""
+    if "sqlalchemy.orm" in sys.modules:
+        _sessions()
 
 
-_LENT: Final[ContextVar[JobConnection]] = ContextVar("pgqueue_lent")
-_ENGINE: Final[Engine] = create_engine(
-    _DIALECT, creator=_lend, poolclass=NullPool, pool_reset_on_return=None, use_native_hstore=False
-)
-
-
-@event.listens_for(_ENGINE, "engine_connect")
-def _lent(connection: SAConnection) -> None:
-    connection.connection.dbapi_connection.hush = False  # type: ignore[union-attr]  # it is a JobConnection
-
-
-def _async_engine_of(transaction: AsyncJobTransaction) -> AsyncEngine:
-    """An engine for one transaction: an AsyncSession connects when it wants to, so it must know whose it is."""
-
-    async def lend() -> AsyncJobConnection:
-        conn = await transaction.connection()
-        conn.hush = True
-        return conn
-
-    engine = create_async_engine(
-        _DIALECT, async_creator=lend, poolclass=NullPool, pool_reset_on_return=None, use_native_hstore=False
-    )
-
-    @event.listens_for(engine.sync_engine, "engine_connect")
-    def lent(connection: SAConnection) -> None:
-        del connection
-        if transaction._conn is not None:  # noqa: SLF001 - same file
-            transaction._conn.hush = False  # noqa: SLF001
-
-    return engine
+def _sessions() -> ModuleType:
+    # It costs a quarter of a second, and most handlers use `ctx.conn`.
+    return importlib.import_module("pgqueue.storage.job_session")

@@ -12,8 +12,6 @@ from typing import TYPE_CHECKING, Any, Final, Protocol
 
 import structlog
 from psycopg import AsyncConnection, Connection
-from sqlalchemy.ext.asyncio import AsyncSession
-from sqlalchemy.orm import Session
 
 from pgqueue.core.job import Job
 from pgqueue.core.message import Message
@@ -21,6 +19,9 @@ from pgqueue.producer.emit import EmitPlan, emit, emit_async, plan_message
 from pgqueue.worker.lazy_connection import LazyAsyncConnection
 
 if TYPE_CHECKING:
+    from sqlalchemy.ext.asyncio import AsyncSession
+    from sqlalchemy.orm import Session
+
     from pgqueue.storage.job_transaction import AsyncJobTransaction, JobTransaction
     from pgqueue.worker.claimed import ClaimedJob
     from pgqueue.worker.outcome import Prepared

@@ -22,6 +22,7 @@ from pgqueue.errors import ConfigurationError
 from pgqueue.settings import Settings
 from pgqueue.storage.connect import UPKEEP, connect
 from pgqueue.storage.handlers import async_job_pool, job_pool
+from pgqueue.storage.job_transaction import warm_sessions
 from pgqueue.storage.link import Link
 from pgqueue.storage.migrate import require_head
 from pgqueue.storage.statements import statement
@@ -177,6 +178,7 @@ class Worker:
         return code
 
     def _start_executors(self, settler: Settler, connections: Any, dsn: str, *, prepare: bool) -> None:
+        warm_sessions()
         for pool in self._pools:
             executor = SyncExecutor(self.state, pool, settler, connections)
             executor.start(pool.slots)

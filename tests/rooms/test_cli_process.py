@@ -13,7 +13,7 @@ from typing import Any
 
 import pytest
 from rig.database import Database
-from rig.proc import ROOT, Proc, run
+from rig.proc import ROOT, Proc, python, run
 from rig.wait import wait_for
 
 APPLICATION = """
@@ -351,3 +351,10 @@ def test_a_noun_without_a_verb_shows_its_help_and_a_wrong_one_the_nearest() -> N
     assert code == 2
     assert "redrive" in err
     assert out == ""
+
+
+def test_a_worker_whose_application_does_not_use_sqlalchemy_does_not_wait_for_its_import() -> None:
+    script = "import sys, pgqueue.app, pgqueue.worker.runtime; print('sqlalchemy' in sys.modules)"
+    with python(script) as process:
+        assert process.wait(60) == 0
+        assert process.stdout.strip() == "False"

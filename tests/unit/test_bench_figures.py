@@ -2,8 +2,12 @@
 
 from __future__ import annotations
 
+import importlib.util
 import json
+import sys
+from types import ModuleType
 from typing import Any
+from xml.etree import ElementTree as ET
 
 import pytest
 from rig.database import ROOT
@@ -91,3 +95,48 @@ def test_percentiles_of_few_values_stay_among_them() -> None:
     assert percentile([1.0], 0.99) == 1.0
     assert percentile([1.0, 2.0, 3.0, 4.0], 0.5) == 3.0
     assert percentile([float(n) for n in range(100)], 0.99) == 99.0
+
+
+@pytest.fixture(scope="module")
+def plots() -> ModuleType:
+    spec = importlib.util.spec_from_file_location("bench_plots", ROOT / "bench" / "plots.py")
+    assert spec is not None
+    assert spec.loader is not None
+    module = importlib.util.module_from_spec(spec)
+    sys.modules[spec.name] = module
+    spec.loader.exec_module(module)
+    return module
+
+
+def test_every_plot_is_drawn_from_what_the_benchmark_saves(plots: ModuleType) -> None:
+    def saved(name: str, value: float, details: dict[str, float], **series: list[float]) -> dict[str, Any]:
+        return Summary(name, "u", (Figure(value, details, series),)).document()
+
+    document = {
+        "plan": {"jobs": 1000, "pending": 100_000},
+        "workloads": [
+            saved("claimers", 9000, {}, claimers=[1, 2, 64], jobs_per_s=[3000.0, 9000.0, 8000.0]),
+            saved("latency", 1.2, {}, latency_ms=[0.8, 0.9, 1.2, 1.3, 40.0]),
+            saved("old-transaction", 2000, {}, held_per_s=[1900.0, 2000.0, 2010.0]),
+            saved("backlog", 800, {"empty_per_s": 900.0}),
+        ],
+    }
+    drawn = plots.charts(document)
+    assert set(drawn) == {"claimers", "latency", "old-transaction", "backlog"}
+    for text in drawn.values():
+        root = ET.fromstring(text)
+        marks = [one for one in root.iter() if one.tag.endswith(("circle", "rect"))]
+        assert len(marks) > 2
+        for mark in marks:
+            assert 0 <= float(mark.get("cy", mark.get("y", "0"))) <= plots.HEIGHT
+
+
+def test_a_histogram_counts_every_value(plots: ModuleType) -> None:
+    values = [0.1 * n for n in range(1000)]
+    assert sum(plots.histogram(values, 0.5).ys) == 1000
+
+
+@pytest.mark.parametrize(("value", "top"), [(0.5, 1), (7, 8), (9.5, 10), (2100, 4000), (43_000, 50_000)])
+def test_scales_end_at_round_numbers_above(plots: ModuleType, value: float, top: float) -> None:
+    assert plots._round_up(value) >= value
+    assert plots._round_up(value) == top
