@@ -232,6 +232,7 @@ def settle_and_commit(conn: JobConnection, settlement: dict[str, Any], *, many: 
         with conn.pipeline():
             for text in rest:
                 conn.execute(text)
+        conn.commit()  # psycopg has begun a transaction for them
 
 
 async def settle_and_commit_async(
@@ -249,6 +250,7 @@ async def settle_and_commit_async(
         async with conn.pipeline():
             for text in rest:
                 await conn.execute(text)
+        await conn.commit()  # as above
 
 
 def _what_is_left(row: tuple[Any, ...] | None) -> list[bytes]:

@@ -149,7 +149,7 @@ def test_nothing_leaks_to_the_next_job(site: Any) -> None:
         ctx.conn.execute("CREATE TEMP TABLE leftover (x int)")
         ctx.conn.execute("SELECT pg_advisory_lock(4711)")
         ctx.conn.execute("LISTEN leftover")
-        ctx.conn.execute("SET ROLE pg_monitor")
+        ctx.conn.execute("SET ROLE pgqueue_worker")
 
     @site.app.task(name="clean")
     def clean(ctx: JobContext) -> None:
@@ -167,6 +167,7 @@ def test_nothing_leaks_to_the_next_job(site: Any) -> None:
     clean.enqueue(None)
     site.drain(concurrency=1)
     assert seen == [('"$user", public', True, None, 0, 0)] * 2
+    assert site.one("SELECT count(*) FROM pgqueue.job_history WHERE state = 'succeeded' AND attempts = 1") == 4
 
 
 @pytest.mark.proves("F47")
@@ -178,7 +179,7 @@ def test_nothing_leaks_to_the_next_async_job(site: Any) -> None:
         for command in ("SET search_path = nowhere", "CREATE TEMP TABLE leftover (x int)", "LISTEN leftover"):
             await ctx.conn.execute(command)
         await ctx.conn.execute("SELECT pg_advisory_lock(4711)")
-        await ctx.conn.execute("SET ROLE pg_monitor")
+        await ctx.conn.execute("SET ROLE pgqueue_worker")
 
     @site.app.task(name="clean")
     async def clean(ctx: AsyncJobContext) -> None:
@@ -194,6 +195,7 @@ def test_nothing_leaks_to_the_next_async_job(site: Any) -> None:
         task.enqueue(None)
         site.drain(concurrency=1)
     assert seen == [('"$user", public', True, None, 0, 0)] * 2
+    assert site.one("SELECT count(*) FROM pgqueue.job_history WHERE state = 'succeeded' AND attempts = 1") == 4
 
 
 def test_a_deferred_constraint_that_fails_at_commit_is_a_failed_attempt(site: Any) -> None:
