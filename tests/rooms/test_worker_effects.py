@@ -167,7 +167,9 @@ def test_nothing_leaks_to_the_next_job(site: Any) -> None:
     clean.enqueue(None)
     site.drain(concurrency=1)
     assert seen == [('"$user", public', True, None, 0, 0)] * 2
-    assert site.one("SELECT count(*) FROM pgqueue.job_history WHERE state = 'succeeded' AND attempts = 1") == 4
+    assert (
+        site.one("SELECT count(*) FROM pgqueue.job_history WHERE state = 'succeeded' AND attempts = 1") == 4
+    )
 
 
 @pytest.mark.proves("F47")
@@ -195,7 +197,9 @@ def test_nothing_leaks_to_the_next_async_job(site: Any) -> None:
         task.enqueue(None)
         site.drain(concurrency=1)
     assert seen == [('"$user", public', True, None, 0, 0)] * 2
-    assert site.one("SELECT count(*) FROM pgqueue.job_history WHERE state = 'succeeded' AND attempts = 1") == 4
+    assert (
+        site.one("SELECT count(*) FROM pgqueue.job_history WHERE state = 'succeeded' AND attempts = 1") == 4
+    )
 
 
 def test_a_deferred_constraint_that_fails_at_commit_is_a_failed_attempt(site: Any) -> None:
