@@ -52,6 +52,8 @@ def configure_logging(settings: Settings, sink: LogSink | None = None) -> None:
         )
         root.addHandler(handler)
         root.setLevel(level)
+        # It writes a line per request with the whole address, and that of a webhook may hold a token.
+        logging.getLogger("httpx").setLevel(logging.WARNING)
 
 
 class Lines:

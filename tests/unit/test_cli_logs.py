@@ -269,6 +269,7 @@ def test_both_kinds_of_loggers_write_the_same_lines(sink: Kept) -> None:
         structlog.get_logger("mine").info("ride.priced", ride_id=7, token="hunter2")
         logging.getLogger("library").warning("slow answer from %s", "bank")
         logging.getLogger("library").debug("not at this level")
+        logging.getLogger("httpx").info("HTTP Request: POST https://partner/hooks?token=hunter2")
         try:
             raise ValueError("inner")
         except ValueError:
