@@ -35,6 +35,7 @@ DROP FUNCTION pgqueue.drop_partition;
 DROP FUNCTION pgqueue.ensure_partitions;
 DROP TABLE pgqueue.history_sweeps;
 DROP TABLE pgqueue.upkeep_duties;
+DROP FUNCTION pgqueue.drain_worker;
 DROP FUNCTION pgqueue.paused_queues;
 DROP FUNCTION pgqueue.register_queues;
 DROP FUNCTION pgqueue.set_queue;

@@ -1,4 +1,4 @@
-"""`pgqueue queues …`: look at queues, promise something of them, pause and drain; and `pgqueue workers list`."""
+"""`pgqueue queues …`: look at queues, promise something of them, pause and drain; and `pgqueue workers list|drain`."""
 
 from __future__ import annotations
 
@@ -239,3 +239,19 @@ def list_workers(
     session.printer.rows(
         queues_of(session).workers(ended=ended, limit=limit), WORKER_COLUMNS, name="id", kind="worker"
     )
+
+
+@verb(workers_app, "drain")
+def drain_worker(
+    session: Session,
+    *,
+    worker: Annotated[str, typer.Argument(metavar="WORKER", help="Its id, or the first 8 characters.")],
+    reason: Reason = None,
+    dry_run: DryRun = False,
+) -> None:
+    """Ask a worker to take nothing new, finish what runs and leave; it hears of it with its next beat."""
+    if dry_run:
+        say(f"would drain worker {worker} in {session.desk.place}")
+        return
+    queues_of(session).drain_worker(worker, reason=reason)
+    say(f"worker {worker} was asked to finish and leave")

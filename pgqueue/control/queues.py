@@ -123,6 +123,21 @@ class Queues:
         """Worker processes, the living first; `ended`: also those that stopped or died lately."""
         return self._desk.rows(WorkerRow, "list_workers", {"ended": ended, "limit": limit})
 
+    def drain_worker(self, worker: str, *, reason: str | None = None) -> None:
+        """Ask a worker to take nothing new, finish what runs and leave; `worker`: its id, or the first 8 characters.
+
+        Raises NotFoundError; ConflictError if it has left already, or more than one id begins so.
+        """
+        self._desk.need_reason(reason)
+        deed = {"reason": reason, "actor": self._desk.actor, "via": self._desk.via}
+        verdict = self._desk.value("drain_worker", {"worker": worker, **deed})
+        if verdict == "unknown":
+            raise NotFoundError(f"worker {worker}: not known; `pgqueue workers list` shows the living ones")
+        if verdict == "ended":
+            raise ConflictError(f"worker {worker}: it has left already")
+        if verdict == "ambiguous":
+            raise ConflictError(f"worker {worker}: more than one begins so; give the whole id")
+
     def fleet(self) -> Fleet:
         """Totals over all workers."""
         return self._desk.rows(Fleet, "fleet")[0]

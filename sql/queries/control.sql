@@ -163,6 +163,15 @@ SELECT pgqueue.resume(%(queue)s, %(reason)s, %(actor)s, %(via)s)
 -- returns:   (change text): created, changed or same
 SELECT pgqueue.set_queue(%(queue)s, %(attributes)s::jsonb, %(reason)s, %(actor)s, %(via)s)
 
+-- name: drain_worker
+-- purpose:   ask a worker to finish and leave; it hears so with its next beat
+-- called by: control/queues
+-- guard:     only a living worker
+-- locks:     the worker's row
+-- index:     none; the table is small
+-- returns:   (verdict text)
+SELECT pgqueue.drain_worker(%(worker)s, %(reason)s, %(actor)s, %(via)s)
+
 -- name: note_operation
 -- purpose:   the audit row of a deed that no function of its own writes: a look at arguments, a bulk deed's sum
 -- called by: control

@@ -268,3 +268,30 @@ BEGIN
     WHERE q.paused_at IS NOT NULL AND (q.paused_until IS NULL OR q.paused_until > clock_timestamp());
 END $$;
 COMMENT ON FUNCTION pgqueue.paused_queues IS 'Queues that are paused now, after lifting the pauses whose time has come';
+
+CREATE FUNCTION pgqueue.drain_worker(worker text, reason text DEFAULT NULL, actor text DEFAULT NULL, via text DEFAULT NULL)
+RETURNS text LANGUAGE plpgsql VOLATILE SECURITY DEFINER SET search_path = pg_catalog, pg_temp AS $$
+#variable_conflict use_column
+DECLARE
+  ids uuid[];
+  found pgqueue.workers;
+BEGIN
+  IF length(drain_worker.worker) < 8 OR drain_worker.worker !~ '^[0-9a-f-]+$' THEN
+    RAISE EXCEPTION 'worker: must be an id as `pgqueue workers list` shows it, or its first 8 characters' USING ERRCODE = '22023';
+  END IF;
+  ids := ARRAY(SELECT w.id FROM pgqueue.workers w WHERE starts_with(w.id::text, drain_worker.worker) LIMIT 2);
+  IF cardinality(ids) <> 1 THEN
+    RETURN CASE cardinality(ids) WHEN 0 THEN 'unknown' ELSE 'ambiguous' END;
+  END IF;
+  SELECT * INTO found FROM pgqueue.workers w WHERE w.id = ids[1] FOR UPDATE;
+  IF found.status NOT IN ('live', 'draining') THEN
+    RETURN 'ended';
+  ELSIF found.drain_requested_at IS NOT NULL THEN
+    RETURN 'requested';
+  END IF;
+  UPDATE pgqueue.workers w SET drain_requested_at = clock_timestamp() WHERE w.id = found.id;
+  PERFORM pgqueue.note_operation(drain_worker.actor, drain_worker.via, 'drain', 'worker ' || found.id, drain_worker.reason,
+    detail => jsonb_build_object('host', found.host, 'pid', found.pid));
+  RETURN 'requested';
+END $$;
+COMMENT ON FUNCTION pgqueue.drain_worker IS 'Asks a worker to take nothing new, finish what runs and leave: requested, or ended, unknown, ambiguous (more than one id begins so)';

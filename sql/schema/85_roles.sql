@@ -76,6 +76,7 @@ LANGUAGE sql STABLE SET search_path = pg_catalog, pg_temp AS $$
     ('put_schedule', '-', 'X', 'X', '-'),
     ('tick_schedule', '-', 'X', '-', '-'),
     ('prune_orphans', '-', 'X', '-', '-'),
+    ('drain_worker', '-', '-', 'X', '-'),
     ('set_queue', '-', '-', 'X', '-'),
     ('register_queues', '-', 'X', '-', '-'),
     ('claim_lanes', '-', 'X', '-', '-'),

@@ -96,6 +96,7 @@ FUNCTIONS: Final[dict[str, tuple[str, str, str, str]]] = {
     "put_schedule": ("-", "X", "X", "-"),
     "tick_schedule": _WORK,
     "prune_orphans": _WORK,
+    "drain_worker": _OPERATE,
     "set_queue": _OPERATE,
     "register_queues": _WORK,
     "claim_lanes": _WORK,

@@ -53,6 +53,7 @@ CALLS = {
     ),
     "prune_orphans": ("worker", "SELECT * FROM pgqueue.prune_orphans('app', 'me')"),
     "delete_schedule": ("operator", "SELECT pgqueue.delete_schedule('s')"),
+    "drain_worker": ("operator", "SELECT pgqueue.drain_worker('01234567')"),
     "set_queue": ("operator", "SELECT pgqueue.set_queue('default', '{\"owner\": \"one\"}')"),
     "register_queues": (
         "worker",
