@@ -168,6 +168,30 @@ def test_a_scheduler_fires_as_a_worker(shop: Shop) -> None:
     assert not thread.is_alive()
 
 
+@pytest.mark.proves("S4")
+def test_a_relay_delivers_as_a_worker_what_a_producer_emitted(shop: Shop) -> None:
+    @shop.worker.on("ride.completed")
+    @shop.worker.task(name="receipt")
+    def receipt(ctx: JobContext, ride_id: int) -> None:
+        ctx.emit("receipt.sent", {"ride_id": ride_id}, key=f"ride:{ride_id}")
+        ctx.conn.execute("INSERT INTO effects VALUES (%s)", (ctx.job.id,))
+
+    def relay() -> None:
+        assert shop.worker.relay(app_reference="tests:app", drain=True).run() == 0
+
+    relay()
+    with psycopg.connect(make_logins(shop.database)("producer")) as conn:
+        shop.producer.outbox.emit(conn, "ride.completed", {"ride_id": 7}, key="ride:7")
+    shop.producer.outbox.emit(None, "ride.completed", {"ride_id": 8}, key="ride:8")
+    relay()
+    shop.drain()
+    relay()
+    assert shop.database.one("SELECT count(*) FROM effects") == 2
+    assert shop.places() == {"succeeded": 2}
+    for words in (("outbox", "list"), ("alerts", "list"), ("stats",)):
+        assert main([*words, "--dsn", shop.operator_dsn]) == 0
+
+
 OPERATORS_VERBS = [
     ("jobs", "list", "--state", "scheduled", "--state", "held"),
     ("jobs", "list", "--state", "succeeded", "--state", "dead"),
