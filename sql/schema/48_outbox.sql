@@ -357,21 +357,19 @@ DECLARE
   taken_sinks text[];
   taken_lanes text[];
 BEGIN
-  WITH due AS MATERIALIZED (
-    SELECT d.sink, d.lane FROM unnest(claim_lanes.sinks, claim_lanes.wants) AS w (sink, want)
+  SELECT array_agg(d.sink), array_agg(d.lane) INTO taken_sinks, taken_lanes
+    FROM unnest(claim_lanes.sinks, claim_lanes.wants) AS w (sink, want)
     CROSS JOIN LATERAL (
       SELECT l.sink, l.lane FROM pgqueue.outbox_lanes l
       WHERE l.sink = w.sink AND l.blocked_at IS NULL AND l.due_at <= statement_timestamp()
-      ORDER BY l.due_at LIMIT w.want FOR UPDATE SKIP LOCKED) d
-  ), taken AS (
-    UPDATE pgqueue.outbox_lanes l SET claim_id = claim_lanes.claim_id, relay_id = claim_lanes.relay_id,
-      due_at = clock_timestamp() + make_interval(secs => claim_lanes.lease_s)
-    FROM due d WHERE l.sink = d.sink AND l.lane = d.lane RETURNING l.sink, l.lane
-  )
-  SELECT array_agg(t.sink), array_agg(t.lane) INTO taken_sinks, taken_lanes FROM taken t;
+      ORDER BY l.due_at LIMIT w.want FOR UPDATE SKIP LOCKED) d;
   IF taken_sinks IS NULL THEN
     RETURN;
   END IF;
+  -- By arrays, of which a plan expects few: joined with the lines above it would read the whole table.
+  UPDATE pgqueue.outbox_lanes l SET claim_id = claim_lanes.claim_id, relay_id = claim_lanes.relay_id,
+      due_at = clock_timestamp() + make_interval(secs => claim_lanes.lease_s)
+    FROM unnest(taken_sinks, taken_lanes) AS t (sink, lane) WHERE l.sink = t.sink AND l.lane = t.lane;
   DELETE FROM pgqueue.outbox_lanes l USING unnest(taken_sinks, taken_lanes) AS t (sink, lane)
     WHERE l.sink = t.sink AND l.lane = t.lane AND l.blocked_at IS NULL
       AND NOT EXISTS (SELECT FROM pgqueue.outbox_deliveries d WHERE d.sink = l.sink AND d.lane = l.lane);
