@@ -4,14 +4,15 @@ from __future__ import annotations
 
 import time
 from collections.abc import Iterator
-from dataclasses import dataclass
-from typing import Any, Final, Literal
+from typing import Any, Final
 
 import psycopg
 from psycopg.rows import dict_row
 
 from pgqueue.control.desk import Desk, read
 from pgqueue.control.doctor_upkeep import upkeep_checks
+from pgqueue.control.doctor_watch import watch
+from pgqueue.control.findings import Finding, Verdict
 from pgqueue.control.queues import unserved
 from pgqueue.control.roles import missing_roles, role_faults
 from pgqueue.control.rows import QueueHealth, WorkerRow
@@ -29,18 +30,6 @@ AHEAD_DAYS_MIN: Final = 2
 CONNECTIONS_SHARE: Final = 0.85
 DIFFERENCES_SHOWN: Final = 20
 WORKERS_MAX: Final = 1_000
-
-Verdict = Literal["PASS", "WARN", "FAIL"]
-
-
-@dataclass(frozen=True, slots=True)
-class Finding:
-    """One check's result; `fix` is a command or SQL that mends it."""
-
-    verdict: Verdict
-    check: str
-    message: str
-    fix: str = ""
 
 
 def examine(desk: Desk) -> list[Finding]:
@@ -68,6 +57,7 @@ def examine(desk: Desk) -> list[Finding]:
             _upkeep,
         ):
             findings.extend(check(conn))
+        findings.extend(watch(conn))
         findings.extend(_transactions(conn, sees_all=server["sees_all"]))
     return findings
 

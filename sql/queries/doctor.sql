@@ -132,3 +132,21 @@ ORDER BY s.duty
 SELECT max(date_part('epoch', clock_timestamp() - p.done_upto)) FILTER (WHERE p.what = 'rollups') AS rollups_s,
   max(date_part('epoch', clock_timestamp() - p.done_upto)) FILTER (WHERE p.what = 'recount') AS recount_s
 FROM pgqueue.stats_progress p
+
+-- name: doctor_watch
+-- purpose:   whether alerts are evaluated and told, and how full the server's queue of notifications is
+-- called by: control/doctor_watch
+-- guard:     none
+-- locks:     none
+-- index:     none; the tables are small
+-- returns:   one row; workers_settled: workers that have lived long enough to have evaluated
+SELECT clock_timestamp() AS now,
+  (SELECT date_part('epoch', clock_timestamp() - e.evaluated_at) FROM pgqueue.alert_evaluations e) AS evaluation_age_s,
+  (SELECT count(*) FROM pgqueue.workers w WHERE w.status = 'live' AND w.started_at < clock_timestamp() - interval '3 minutes'
+    AND w.beat_at > clock_timestamp() - make_interval(secs => w.lease_s)) AS workers_settled,
+  ARRAY(SELECT a.name FROM pgqueue.alert_rules a WHERE a.last_error IS NOT NULL ORDER BY a.name) AS failing_rules,
+  ARRAY(SELECT s.name FROM pgqueue.shipped_alert_rules s
+    WHERE NOT EXISTS (SELECT FROM pgqueue.alert_rules a WHERE a.name = s.name) ORDER BY s.name) AS missing_rules,
+  (SELECT count(*) FROM pgqueue.alert_deliveries d JOIN pgqueue.alert_events e ON e.id = d.event_id
+    WHERE d.sent_at IS NULL AND d.next_at IS NULL AND e.fired_at > clock_timestamp() - interval '1 day') AS given_up,
+  pg_notification_queue_usage() AS notifications

@@ -1,0 +1,18 @@
+"""What `pgqueue doctor` answers with: one frozen row per check. Made by the doctor's files, read by the command line."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Literal
+
+Verdict = Literal["PASS", "WARN", "FAIL"]
+
+
+@dataclass(frozen=True, slots=True)
+class Finding:
+    """One check's result; `fix` is a command or SQL that mends it."""
+
+    verdict: Verdict
+    check: str
+    message: str
+    fix: str = ""
