@@ -131,12 +131,16 @@ class Fleet:
             "RIDES_DEMO_SPEED": repr(speed),
             "RIDES_DEMO_BEGAN": repr(time.time()),
             "RIDES_DEMO_OUTSIDE_PORT": str(_free_port()),
+            "PGQUEUE_ALERT_INTERVAL_S": "1s",
+            "PGQUEUE_ALERT_TAKEOVER_S": "4s",
         }
         self._log_dir = log_dir
         self.workers: list[Member] = []
         self.schedulers: list[Member] = []
         self.relays: list[Member] = []
         self.outside: Member | None = None
+        self.exporter: Member | None = None
+        self.metrics_url = ""
         self.api: Member | None = None
 
     def start_workers(self, number: int) -> None:
@@ -154,6 +158,14 @@ class Fleet:
         """Start what is not of the service: the payment gateway and the partner."""
         self.outside = self._member("outside", [sys.executable, "-m", "pgqueue.demo.outside"])
         self.outside.start()
+
+    def start_exporter(self) -> None:
+        """Start what tells Prometheus of the database's state, at `metrics_url`."""
+        port = _free_port()
+        self.metrics_url = f"http://127.0.0.1:{port}/metrics"
+        command = [sys.executable, "-m", "pgqueue", "exporter", "--port", str(port)]
+        self.exporter = self._member("exporter", command)
+        self.exporter.start()
 
     def start_schedulers(self, number: int) -> None:
         """Start schedulers: one leads, the others wait for its end."""
@@ -190,9 +202,8 @@ class Fleet:
         _stop(self.mortal)
         for group in (self.schedulers, self.relays, self.workers):
             group.clear()
-        if self.outside is not None:
-            _stop([self.outside])
-            self.outside = None
+        _stop([one for one in (self.exporter, self.outside) if one is not None])
+        self.exporter = self.outside = None
 
     def last_words(self) -> str:
         """The ends of all logs, to say why something did not go on."""
@@ -214,7 +225,7 @@ class Fleet:
             member.wait(END_TIMEOUT_S)
 
     def _members(self) -> list[Member]:
-        return [*self.mortal, *(one for one in (self.outside, self.api) if one is not None)]
+        return [*self.mortal, *(one for one in (self.exporter, self.outside, self.api) if one is not None)]
 
     def _start(self, verb: str, number: int) -> list[Member]:
         command = [sys.executable, "-m", "pgqueue", verb, "-A", "pgqueue.demo.app:app"]

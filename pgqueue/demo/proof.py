@@ -63,6 +63,8 @@ class Score:
     fires: int
     incentives: int
     events: int
+    alerts: int
+    alerts_resolved: int
     lag_p95_s: float | None
     live_jobs: int
 

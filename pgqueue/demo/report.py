@@ -25,6 +25,8 @@ WORDS: Final = (
     ("schedules fired", "fires"),
     ("incentives paid", "incentives"),
     ("events at the partner's webhook", "events"),
+    ("alerts fired", "alerts"),
+    ("alerts resolved", "alerts_resolved"),
     ("attempts retried", "retries"),
     ("jobs rescued from killed workers", "rescued"),
     ("dead letters", "dead_letters"),
@@ -92,7 +94,7 @@ def _line(elapsed_s: float, score: Score, proof: Proof) -> str:
     lag = "–" if score.lag_p95_s is None else f"{score.lag_p95_s:.3f} s"
     return (
         f"{elapsed_s:5.0f} s  rides {score.rides}  captures {score.captures}  receipts {score.receipts}  "
-        f"fees {score.fees}  fires {score.fires}  incentives {score.incentives}  events {score.events}  lag p95 {lag}  retries {score.retries}  rescued {score.rescued}  "
+        f"fees {score.fees}  fires {score.fires}  incentives {score.incentives}  events {score.events}  alerts {score.alerts} (resolved {score.alerts_resolved})  lag p95 {lag}  retries {score.retries}  rescued {score.rescued}  "
         f"dead letters {score.dead_letters}  kills {score.kills}  cuts {score.cuts}  "
         f"PROOF {'ok' if proof.ok else 'VIOLATED'}"
     )

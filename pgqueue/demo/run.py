@@ -24,7 +24,7 @@ from pgqueue.demo.chaos import Chaos
 from pgqueue.demo.fleet import DemoFailed, Fleet
 from pgqueue.demo.proof import Proof, Score, is_ready, prove, score, unfinished
 from pgqueue.demo.report import Report
-from pgqueue.demo.statements import SCHEMA
+from pgqueue.demo.statements import ALERTS, SCHEMA
 from pgqueue.embedded import EmbeddedPostgres
 from pgqueue.storage.migrate import upgrade
 
@@ -92,6 +92,7 @@ def _perform(options: DemoOptions, report: Report, signals: _Signals, *, hold: b
         report.say(f"PostgreSQL {server.version} is up in {server.socket_dir}, the schema is migrated")
         with psycopg.connect(dsn, autocommit=True, application_name=APPLICATION_NAME) as conn:
             conn.execute(SCHEMA)
+            conn.execute(ALERTS)
             logs = server.socket_dir / "demo"  # deleted with the server, even if this process is killed
             logs.mkdir(mode=0o700)
             stage = _Stage(options, report, signals, conn, logs, dsn)
@@ -130,11 +131,13 @@ class _Stage:
             fleet.start_relays(RELAYS)
             fleet.start_workers(options.workers)
             fleet.start_api()
+            fleet.start_exporter()
             self._wait_until_all_work(fleet)
             self._report.say(
                 f"{options.workers} workers, {SCHEDULERS} schedulers, {RELAYS} relays and the API run; a second is {options.speed:g} of the story"
                 + ("; processes are being killed and connections cut" if options.chaos else "")
             )
+            self._report.say(f"metrics: {fleet.metrics_url}")
             self._work(fleet)
             fleet.stop_api()
             undone = self._drain(fleet)
@@ -217,9 +220,12 @@ class _Stage:
             "Server and workers stay up until you press Enter (or for ten minutes). Try in another terminal:",
             f'  export PGQUEUE_DATABASE_URL="{self._dsn}"',
             *([f'  export PATH="{Path(sys.executable).parent}:$PATH"'] if unfound else []),
+            "  pgqueue stats                     # depth, lag against the objective, percentiles; -w to watch",
+            "  pgqueue alerts list               # what fired and resolved",
+            "  pgqueue doctor                    # what an operator should mend, and how",
             "  pgqueue dlq groups                # what died, by cause",
             "  pgqueue dlq redrive --all --yes   # try it again",
-            "  pgqueue queues list",
+            f"  curl {fleet.metrics_url}",
             "  pgqueue outbox status             # messages to tasks and to the partner's webhook",
             "  pgqueue schedules list            # what comes by itself; `schedules log surge-prices`",
             f"  {psql} \"$PGQUEUE_DATABASE_URL\" -c 'TABLE pgqueue.dead_letter_summary'",

@@ -12,6 +12,8 @@ SELECT
   (SELECT count(*) FROM rides_demo.fires),
   (SELECT count(*) FROM rides_demo.incentives),
   (SELECT count(*) FROM rides_demo.events),
+  (SELECT count(*) FROM pgqueue.alert_events e WHERE e.fired_at IS NOT NULL),
+  (SELECT count(*) FROM pgqueue.alert_events e WHERE e.fired_at IS NOT NULL AND e.resolved_at IS NOT NULL),
   (SELECT percentile_cont(0.95) WITHIN GROUP (ORDER BY h.wait_s)::double precision FROM pgqueue.job_history h
    WHERE h.task IN ('capture_payment', 'send_receipt') AND h.state = 'succeeded'
      AND h.finished_at > clock_timestamp() - make_interval(secs => %(window_s)s)),
