@@ -24,6 +24,7 @@ TESTED = {
     "payouts_outside",
     "fee_deferred",
     "heatmap_window",
+    "rides_published",
 }
 
 
@@ -173,3 +174,18 @@ def test_heatmap_window(database: Database, load: Load) -> None:
     conn.execute("UPDATE pgqueue.jobs SET run_at = date_trunc('second', now()) - interval '1 s'")
     drain(example)
     assert conn.execute("SELECT * FROM heatmap ORDER BY cell").fetchall() == [("c0", 3), ("c1", 3)]
+
+
+@pytest.mark.proves("P17")
+def test_rides_published(database: Database, load: Load, capsys: pytest.CaptureFixture[str]) -> None:
+    module = load("rides_published")
+    with psycopg.connect(database.dsn) as conn:
+        module.complete(conn, 7)
+        conn.commit()
+        module.complete(conn, 8)
+        conn.rollback()
+    assert module.app.relay(drain=True).run() == 0
+    drain(module)
+    ride = {"ride_id": 7}
+    assert module.broker.log == [("ride.arrived", "ride:7", ride), ("ride.completed", "ride:7", ride)]
+    assert capsys.readouterr().out == "receipt for ride 7\n"
