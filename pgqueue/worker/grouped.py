@@ -15,6 +15,7 @@ from typing import Any, Final
 
 import psycopg
 
+from pgqueue.core.events import TransactionEnded
 from pgqueue.core.payload import encode_result
 from pgqueue.errors import InvalidArguments, TransactionMisuse
 from pgqueue.storage.faults import Fault, classify
@@ -283,9 +284,16 @@ class GroupRunner(Together):
         if not members:
             transaction.abort()
             return
+        returned = time.monotonic()
         transaction.settle({**array_parameters(rows), "mark": transaction.claim_id}, many=True)
+        ended = time.monotonic()
         for member, (job, buffered_s, run_s, _) in zip(members, rows, strict=True):
-            self._settler.note_committed(job, member.prepared, buffered_s, run_s, member.warning)
+            self._settler.note_committed(
+                job, member.prepared, buffered_s, run_s, member.warning, ended - returned
+            )
+        self._state.events.emit(
+            TransactionEnded(members[0].job.queue, ended - transaction.began, committed=True)
+        )
 
     def _enter(self, members: list[Member], started: float) -> tuple[BatchContext, Running]:
         first = members[0]

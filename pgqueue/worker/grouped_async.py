@@ -11,6 +11,7 @@ from typing import Any
 
 import psycopg
 
+from pgqueue.core.events import TransactionEnded
 from pgqueue.core.payload import encode_result
 from pgqueue.storage.faults import Fault, classify
 from pgqueue.storage.job_transaction import AsyncJobTransaction
@@ -196,9 +197,16 @@ class AsyncGroupRunner(Together):
         if not members:
             await transaction.abort()
             return
+        returned = time.monotonic()
         await transaction.settle({**array_parameters(rows), "mark": transaction.claim_id}, many=True)
+        ended = time.monotonic()
         for member, (job, buffered_s, run_s, _) in zip(members, rows, strict=True):
-            self._settler.note_committed(job, member.prepared, buffered_s, run_s, member.warning)
+            self._settler.note_committed(
+                job, member.prepared, buffered_s, run_s, member.warning, ended - returned
+            )
+        self._state.events.emit(
+            TransactionEnded(members[0].job.queue, ended - transaction.began, committed=True)
+        )
 
     def _enter(self, members: list[Member], started: float, cancel: Any) -> tuple[AsyncBatchContext, Running]:
         first = members[0]

@@ -30,7 +30,8 @@ from pgqueue.observe.database_metrics import DatabaseMetrics
 from pgqueue.observe.health import DatabaseProbe
 from pgqueue.observe.metric_table import DATABASE_METRICS
 from pgqueue.observe.serve import Ports, serve_observability
-from pgqueue.observe.snapshot import COUNTED_MAX, Snapshots
+from pgqueue.observe.snapshot import COUNTED_MAX, PARTS, Snapshots
+from pgqueue.storage.statements import STATEMENTS
 from pgqueue.worker.old_transactions import OldTransactions
 
 Values = dict[tuple[str, frozenset[tuple[str, str]]], float]
@@ -490,6 +491,38 @@ def test_the_last_minutes_are_told_from_the_rollups(site: Any, snapshots: Snapsh
     assert at(values, "recent_sla_met_ratio", queue="critical") == pytest.approx(0.8)
     assert 0 <= (at(values, "rollup_age_seconds") or -1) < 120
     assert at(values, "upkeep_failing", duty="rescue") == 0
+
+
+def test_every_part_answers_on_every_server(any_database: Database) -> None:
+    with closing(Snapshots(any_database.dsn)) as snapshots:
+        snapshot = snapshots.latest()
+    assert snapshot is not None
+    assert (snapshot.up, snapshot.failed) == (True, ())
+
+
+def test_no_part_reads_a_large_table_whole(database: Database) -> None:
+    conn = database.connect()
+    conn.execute(
+        "INSERT INTO pgqueue.dead_letter_jobs (job_id, queue, task, args, priority, reason, attempts, max_attempts, first_failed_at,"
+        " failed_at, created_at, job_created_at, redriven_as)"
+        " SELECT n, 'q' || n % 3, 't' || n % 5, '{}', 5, 'rejected', 1, 1, now(), now(), now(), now(), CASE WHEN n % 50 > 0 THEN 1 END"
+        " FROM generate_series(1, 50000) n"
+    )
+    conn.execute(
+        "INSERT INTO pgqueue.jobs (id, created_at, run_at, priority, max_attempts, state, queue, task, args, hold_reason)"
+        " SELECT n, now(), now(), 5, 1, 'held', 'q' || n % 3, 't', '{}', CASE WHEN n % 2 = 0 THEN 'suspect' ELSE 'operator' END"
+        " FROM generate_series(1, 50000) n"
+    )
+    conn.execute("ANALYZE pgqueue.dead_letter_jobs")
+    conn.execute("ANALYZE pgqueue.jobs")
+    for name in (part.statement for part in PARTS):
+        plan = "\n".join(row[0] for row in conn.execute(b"EXPLAIN " + STATEMENTS[name]).fetchall())
+        assert "Seq Scan on dead_letter_jobs" not in plan, name
+        assert "Seq Scan on jobs" not in plan, name
+    with closing(Snapshots(database.dsn)) as snapshots:
+        values = scrape(snapshots)
+    assert total(values, "dead_letters", queue="q1") == pytest.approx(333, abs=2)
+    assert at(values, "jobs_held", queue="q0", reason="operator") == 8333
 
 
 def test_one_snapshot_serves_every_scrape(database: Database) -> None:
