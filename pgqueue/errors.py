@@ -27,6 +27,7 @@ PgQueueError
     └── JobCancelled
 
 Outcomes that a handler raises (they are signals, not failures): Reject, Snooze, RetryAfter.
+A recorded step whose result cannot be stored raises StepRefused, which is a Reject.
 """
 
 from __future__ import annotations
@@ -238,3 +239,20 @@ class RetryAfter(Outcome):
         self.delay = delay
         self.reason = reason
         super().__init__(reason)
+
+
+class StepRefused(Reject):
+    """A step's call was made, but its result is no JSON that can be stored: the job is dead-lettered, not run again.
+
+    That this happened is recorded, so that the call is not repeated. A redrive forgets it and calls anew.
+    """
+
+    def __init__(self, step: str, why: str) -> None:
+        self.step = step
+        self.why = why
+        super().__init__(
+            f"step {step}: its call was made, but its result cannot be recorded: {why}; return plain JSON"
+        )
+
+    def __reduce__(self) -> tuple[object, ...]:
+        return (StepRefused, (self.step, self.why))

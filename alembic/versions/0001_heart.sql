@@ -756,6 +756,62 @@ LANGUAGE sql STABLE SECURITY DEFINER SET search_path = pg_catalog, pg_temp AS $$
 $$;
 COMMENT ON FUNCTION pgqueue.work_stats IS 'What ended in a span of time, by queue and task, and by queue alone (task NULL): how many, and about how long they waited and ran';
 
+-- What handlers have recorded with ctx.step: the answer of a call to somebody else, so that it is made once.
+-- Written on a connection of its own while the job runs, and kept as long as anything is known of the job.
+CREATE TABLE pgqueue.job_steps (
+  job_id bigint NOT NULL,
+  name text NOT NULL,
+  result jsonb,
+  refused text,
+  recorded_at timestamptz NOT NULL,
+  attempt smallint NOT NULL,
+  run_s real NOT NULL,
+  claim_id uuid NOT NULL,
+  worker_id uuid,
+  record_id uuid NOT NULL,
+  PRIMARY KEY (job_id, name),
+  CONSTRAINT job_steps_name_check CHECK (octet_length(name) BETWEEN 1 AND 200),
+  CONSTRAINT job_steps_result_check CHECK ((result IS NULL) = (refused IS NOT NULL))
+);
+CREATE INDEX job_steps_recorded_at_idx ON pgqueue.job_steps (recorded_at, job_id, name);
+
+COMMENT ON TABLE pgqueue.job_steps IS 'Recorded steps: what calls of handlers to others have answered';
+COMMENT ON COLUMN pgqueue.job_steps.job_id IS 'jobs.id; a redrive takes copies along';
+COMMENT ON COLUMN pgqueue.job_steps.name IS 'The step''s name, unique in its job';
+COMMENT ON COLUMN pgqueue.job_steps.result IS 'What the call returned; JSON null if it returned nothing';
+COMMENT ON COLUMN pgqueue.job_steps.refused IS 'Why what it returned cannot be stored: the call was made and is not made again';
+COMMENT ON COLUMN pgqueue.job_steps.recorded_at IS 'When it was recorded';
+COMMENT ON COLUMN pgqueue.job_steps.attempt IS 'The attempt that made the call';
+COMMENT ON COLUMN pgqueue.job_steps.run_s IS 'Seconds the call took';
+COMMENT ON COLUMN pgqueue.job_steps.claim_id IS 'The claim that recorded it: only the newest claim of a job can';
+COMMENT ON COLUMN pgqueue.job_steps.worker_id IS 'The worker that made the call';
+COMMENT ON COLUMN pgqueue.job_steps.record_id IS 'Made by the worker for each record: what a lost answer is read back by';
+
+-- Keys that handlers take in their job's transaction. They share a table with the keys of enqueues and never meet them.
+CREATE FUNCTION pgqueue.take_once(task text, key text, job_id bigint, ttl interval, OUT taken boolean, OUT holder bigint, OUT result jsonb)
+LANGUAGE plpgsql VOLATILE SECURITY DEFINER SET search_path = pg_catalog, pg_temp AS $$
+DECLARE
+  first record;
+BEGIN
+  first := pgqueue.take_key(take_once.task, take_once.key, take_once.ttl, CASE WHEN take_once.ttl IS NULL THEN 'forever' ELSE 'time' END,
+    take_once.job_id);
+  taken := first.taken;
+  holder := first.job_id;
+  IF NOT taken THEN
+    SELECT k.result INTO take_once.result FROM pgqueue.dedup_keys k WHERE k.task = take_once.task AND k.key = take_once.key;
+  END IF;
+END $$;
+COMMENT ON FUNCTION pgqueue.take_once IS 'Takes a key for a job, ttl NULL: for ever; or tells which job has it and what that kept';
+
+CREATE FUNCTION pgqueue.keep_once(task text, key text, job_id bigint, result jsonb) RETURNS boolean
+LANGUAGE plpgsql VOLATILE SECURITY DEFINER SET search_path = pg_catalog, pg_temp AS $$
+BEGIN
+  UPDATE pgqueue.dedup_keys k SET result = keep_once.result
+    WHERE k.task = keep_once.task AND k.key = keep_once.key AND k.job_id = keep_once.job_id;
+  RETURN FOUND;
+END $$;
+COMMENT ON FUNCTION pgqueue.keep_once IS 'Stores what later callers of a job''s key get; false if the key is not the job''s';
+
 -- The outbox: messages written in the transaction of what they tell about, and how far each has come with whom.
 -- Three steps, each one statement: emit (the producer's transaction), route (messages become jobs, or stand in line
 -- before a sink), deliver (a relay takes the head of a line, sends, and says so). Nothing here looks for "ids after
@@ -1607,6 +1663,7 @@ BEGIN
   -- A job that has begun once may have left traces of its old arguments: recorded steps, calls to others.
   SELECT * INTO old FROM pgqueue.jobs j
     WHERE j.id = replace_job.job_id AND j.state IN ('ready', 'scheduled', 'held') AND j.attempt = 0 AND j.errors IS NULL
+      AND NOT EXISTS (SELECT FROM pgqueue.job_steps s WHERE s.job_id = j.id)
     FOR UPDATE;
   IF NOT FOUND THEN
     RETURN false;
@@ -2088,7 +2145,13 @@ BEGIN
       idempotency_key, timeout_s, retry, parent_id, redrive_of)
     VALUES (new_id, moment, due, CASE WHEN due = moment THEN new_id END, coalesce(redrive.priority, letter.priority), letter.max_attempts,
       CASE WHEN due = moment THEN 'ready' ELSE 'scheduled' END, coalesce(redrive.queue, letter.queue), letter.task, letter.args,
-      letter.headers, letter.tags, letter.idempotency_key, letter.timeout_s, letter.retry, letter.parent_id, letter.job_id);
+      coalesce(letter.headers, '{}')
+        || jsonb_build_object('pgqueue.origin', coalesce(letter.headers ->> 'pgqueue.origin', letter.job_id::text)),
+      letter.tags, letter.idempotency_key, letter.timeout_s, letter.retry, letter.parent_id, letter.job_id);
+  -- What was done stays done, and keys for outside calls stay the same. A refused step is the reason for its letter.
+  INSERT INTO pgqueue.job_steps (job_id, name, result, recorded_at, attempt, run_s, claim_id, worker_id, record_id)
+    SELECT new_id, s.name, s.result, s.recorded_at, s.attempt, s.run_s, s.claim_id, s.worker_id, s.record_id
+    FROM pgqueue.job_steps s WHERE s.job_id = letter.job_id AND s.refused IS NULL;
   UPDATE pgqueue.dead_letter_jobs SET redriven_as = new_id, redriven_at = moment WHERE job_id = letter.job_id;
   INSERT INTO pgqueue.job_transitions (job_id, from_state, to_state, reason, actor, queue, task, note)
     VALUES (new_id, 'dead', CASE WHEN due = moment THEN 'ready' ELSE 'scheduled' END, 'redriven', coalesce(redrive.actor, session_user), coalesce(redrive.queue, letter.queue), letter.task, redrive.reason);

@@ -46,6 +46,7 @@ class Role:
 
 CLAIM: Final = Role("claim")
 SETTLE: Final = Role("settle")
+STEP: Final = Role("step")
 HEART: Final = Role("heart", statement_timeout_ms=3_000)
 LISTEN: Final = Role("listen", statement_timeout_ms=0)
 UPKEEP: Final = Role("upkeep", lock_timeout_ms=1_000)

@@ -12,7 +12,9 @@ from pgqueue.upkeep.partitions import partitions_duty
 from pgqueue.upkeep.rescue import forget_duty
 from pgqueue.upkeep.retention import dead_letters_duty, queue_retention_duty, retention_duty
 from pgqueue.upkeep.rollups import prune_stats_duty, recount_duty, rollups_duty, samples_duty
+from pgqueue.upkeep.steps import steps_duty
 
+STEPS_S = 600.0
 FORGET_TIMES = 6  # rows of ended workers are looked at this many times less often than keys
 
 
@@ -26,6 +28,7 @@ def chores(settings: Settings, actor: str) -> list[Duty]:
         expiry_duty(settings.upkeep_interval_s),
         forget_duty(settings.upkeep_interval_s * FORGET_TIMES),
         retention_duty(keep_days=keep_days),
+        steps_duty(STEPS_S, keep_days=keep_days),
         queue_retention_duty(),
         dead_letters_duty(
             redriven_days=keep_days, waiting_days=settings.dead_letter_retention_days, actor=actor

@@ -156,6 +156,7 @@ class AsyncExecutor:
                 prepared.max_attempts,
                 deadline if limit_s else None,
                 lambda: AsyncJobTransaction(self._connections, job.claim.id, limit_s),
+                state.steps,
             )
             running = state.running[job.id] = Running(
                 job, started, deadline, context, cancel=asyncio.current_task()

@@ -8,6 +8,7 @@ from __future__ import annotations
 import contextlib
 import time
 from collections.abc import AsyncIterator, Callable, Iterable, Iterator, Mapping, Sequence
+from datetime import timedelta
 from typing import TYPE_CHECKING, Any, Final, Protocol
 
 import structlog
@@ -15,8 +16,11 @@ from psycopg import AsyncConnection, Connection
 
 from pgqueue.core.job import Job
 from pgqueue.core.message import Message
+from pgqueue.errors import InvalidOption
 from pgqueue.producer.emit import EmitPlan, emit, emit_async, plan_message
 from pgqueue.worker.lazy_connection import LazyAsyncConnection
+from pgqueue.worker.once import TTL_DEFAULT_S, AsyncOnce, OnceKey, SyncOnce
+from pgqueue.worker.steps import Steps
 
 if TYPE_CHECKING:
     from sqlalchemy.ext.asyncio import AsyncSession
@@ -25,8 +29,11 @@ if TYPE_CHECKING:
     from pgqueue.storage.job_transaction import AsyncJobTransaction, JobTransaction
     from pgqueue.worker.claimed import ClaimedJob
     from pgqueue.worker.outcome import Prepared
+    from pgqueue.worker.steps import StepBook
 
 LOGGER_NAME: Final = "pgqueue.job"
+ORIGIN_HEADER: Final = "pgqueue.origin"
+"""Set by a redrive: the id of the first job in the line of those that repeat each other."""
 
 
 class Enqueueable(Protocol):
@@ -50,7 +57,17 @@ class Enqueueable(Protocol):
 class _Context:
     """What sync and async handlers share."""
 
-    __slots__ = ("_args", "_cancelled", "_extras", "_job", "_log", "_max_attempts", "_seen", "deadline")
+    __slots__ = (
+        "_args",
+        "_cancelled",
+        "_extras",
+        "_job",
+        "_log",
+        "_max_attempts",
+        "_seen",
+        "_steps",
+        "deadline",
+    )
 
     def __init__(
         self,
@@ -59,6 +76,7 @@ class _Context:
         extras: dict[str, Any],
         max_attempts: int,
         deadline: float | None,
+        steps: StepBook | None,
     ) -> None:
         self._job = job
         self._args = args
@@ -67,6 +85,7 @@ class _Context:
         self._seen: Job | None = None
         self._cancelled: str | None = None
         self._log: Any = None
+        self._steps = None if steps is None else Steps(steps, job)
         self.deadline = deadline
 
     @property
@@ -78,9 +97,17 @@ class _Context:
 
     @property
     def idempotency_key(self) -> str:
-        """A key that stays the same over all attempts, for calls outside Postgres: the job's own, or one made of its id."""
+        """A key that stays the same over all attempts and redrives, for calls outside Postgres.
+
+        The job's own, or one made of its id; of the first one's, if this job repeats a dead one.
+        """
         key = self._extras.get("idempotency_key")
-        return str(key) if key is not None else f"{self._job.task_name}:{self._job.id}"
+        if key is not None:
+            return str(key)
+        origin = (
+            (self._extras.get("headers") or {}).get(ORIGIN_HEADER) if self._extras.get("redrive_of") else None
+        )
+        return f"{self._job.task_name}:{origin or self._job.id}"
 
     @property
     def message(self) -> Message | None:
@@ -130,6 +157,13 @@ class _Context:
             )
         return self._log
 
+    def _step_of(self, name: str, key: str | None) -> tuple[Steps, str]:
+        if self._steps is None:
+            raise InvalidOption(
+                "step", "is for single jobs: which jobs share a call may differ from one attempt to the next"
+            )
+        return self._steps, f"{self.idempotency_key}:{name}" if key is None else key
+
     def ask_to_stop(self, reason: str) -> None:
         """Tell the handler through `cancelled`; the first reason stays."""
         if self._cancelled is None:
@@ -149,8 +183,9 @@ class JobContext(_Context):
         max_attempts: int,
         deadline: float | None,
         begin: Callable[[], JobTransaction],
+        steps: StepBook | None = None,
     ) -> None:
-        super().__init__(job, args, extras, max_attempts, deadline)
+        super().__init__(job, args, extras, max_attempts, deadline, steps)
         self._transaction: JobTransaction | Callable[[], JobTransaction] = begin
 
     @property
@@ -195,6 +230,25 @@ class JobContext(_Context):
         Trace and correlation of the job go along in its headers. As `app.outbox.emit`.
         """
         return emit(self.conn, self._message(topic, payload, key, headers), own=None)
+
+    def once(self, key: str, ttl: str | float | timedelta | None = TTL_DEFAULT_S) -> SyncOnce:
+        """Take `key` in the job's transaction: true for the first job of this task that does, while the key lives.
+
+        ttl: its life, from now; None: for ever. Rolled back with the job, so that the attempt that succeeds is the
+        first. A job that holds the key and has not ended yet is waited for.
+        """
+        return OnceKey(self._job.task_name, self._job.id, key, ttl).take(self.conn)
+
+    def step(self, name: str, call: Callable[..., Any], *, key: str | None = None) -> Any:
+        """Make a call to somebody else and record its result at once, on a connection of its own: a later attempt gets it.
+
+        `call` gets an idempotency key if it has a parameter for one: `key`, or `ctx.idempotency_key` and the step's
+        name. If the process dies between the call and its record, the next attempt calls again, with the same key.
+        The result is plain JSON, as it will be read back; an error of `call` is not recorded.
+        Raises ClaimLost if the job is no longer this run's, StepRefused for a result that cannot be stored.
+        """
+        steps, call_key = self._step_of(name, key)
+        return steps.run(name, call, call_key)
 
     def opened(self) -> JobTransaction | None:
         """The transaction, if the handler touched it."""
@@ -246,8 +300,9 @@ class AsyncJobContext(_Context):
         max_attempts: int,
         deadline: float | None,
         begin: Callable[[], AsyncJobTransaction],
+        steps: StepBook | None = None,
     ) -> None:
-        super().__init__(job, args, extras, max_attempts, deadline)
+        super().__init__(job, args, extras, max_attempts, deadline, steps)
         self._begin = begin
         self._transaction: AsyncJobTransaction | None = None
         self._lazy: LazyAsyncConnection | None = None
@@ -294,6 +349,15 @@ class AsyncJobContext(_Context):
         """Emit a message in the job's transaction: it exists if this job succeeds. Returns its id."""
         plan = self._message(topic, payload, key, headers)
         return await emit_async(await self.connection(), plan, own=None)
+
+    async def once(self, key: str, ttl: str | float | timedelta | None = TTL_DEFAULT_S) -> AsyncOnce:
+        """As JobContext.once: `if await ctx.once(key, ttl):`."""
+        return await OnceKey(self._job.task_name, self._job.id, key, ttl).take_async(await self.connection())
+
+    async def step(self, name: str, call: Callable[..., Any], *, key: str | None = None) -> Any:
+        """As JobContext.step; `call` may be a coroutine function."""
+        steps, call_key = self._step_of(name, key)
+        return await steps.run_async(name, call, call_key)
 
     def opened(self) -> AsyncJobTransaction | None:
         """The transaction, if the handler touched it."""

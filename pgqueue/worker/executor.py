@@ -118,6 +118,7 @@ class SyncExecutor:
                 prepared.max_attempts,
                 deadline if limit_s else None,
                 lambda: JobTransaction(self._connections, job.claim.id, limit_s),
+                self._state.steps,
             )
             running = state.running[job.id] = Running(job, started, deadline, context)
             task = job.task

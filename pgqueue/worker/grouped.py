@@ -210,6 +210,7 @@ class GroupRunner(Together):
                     member.prepared.max_attempts,
                     shared.deadline,
                     shared.member_transaction,
+                    self._state.steps,
                 )
                 try:
                     member.result, member.warning = self._call(member, own)

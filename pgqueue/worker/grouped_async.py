@@ -140,6 +140,7 @@ class AsyncGroupRunner(Together):
             member.prepared.max_attempts,
             shared.deadline,
             lambda: transaction,
+            self._state.steps,
         )
         ran.add(member.job.id)
         try:

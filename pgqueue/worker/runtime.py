@@ -39,6 +39,7 @@ from pgqueue.worker.processes import hearing
 from pgqueue.worker.settler import Settler
 from pgqueue.worker.slots import Pool
 from pgqueue.worker.state import NEVER, Running, WorkerState
+from pgqueue.worker.steps import StepBook
 from pgqueue.worker.suspects import LINGER_S, ORPHAN_LINGER_S, ORPHAN_MAX_S, SuspectProcesses
 from pgqueue.worker.vitals import WorkerVitals
 
@@ -150,6 +151,7 @@ class Worker:
             prepare=not heart.pooled,
         )
         self._settler = settler
+        steps = state.steps = StepBook(state, dsn)
         listener = (
             None
             if heart.pooled or not self._settings.wakeups or self._suspects_only
@@ -174,6 +176,7 @@ class Worker:
             connections.close(timeout=1)
             heart.stop()
             state.ending.set()
+            steps.close()
             state.events.emit(WorkerChanged(state.worker_id, "stopped"))
         return code
 

@@ -59,6 +59,7 @@ class WorkerState:
     wake: threading.Event = field(default_factory=threading.Event)
     noticed: bool = False  # the wake-up came from the database, not from a room of this process
     redactor: Redactor = field(default_factory=Redactor)
+    steps: Any = None  # the StepBook, which reports through this state
 
     @property
     def label(self) -> str:

@@ -214,6 +214,7 @@ BEGIN
   -- A job that has begun once may have left traces of its old arguments: recorded steps, calls to others.
   SELECT * INTO old FROM pgqueue.jobs j
     WHERE j.id = replace_job.job_id AND j.state IN ('ready', 'scheduled', 'held') AND j.attempt = 0 AND j.errors IS NULL
+      AND NOT EXISTS (SELECT FROM pgqueue.job_steps s WHERE s.job_id = j.id)
     FOR UPDATE;
   IF NOT FOUND THEN
     RETURN false;

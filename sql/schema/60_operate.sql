@@ -143,7 +143,13 @@ BEGIN
       idempotency_key, timeout_s, retry, parent_id, redrive_of)
     VALUES (new_id, moment, due, CASE WHEN due = moment THEN new_id END, coalesce(redrive.priority, letter.priority), letter.max_attempts,
       CASE WHEN due = moment THEN 'ready' ELSE 'scheduled' END, coalesce(redrive.queue, letter.queue), letter.task, letter.args,
-      letter.headers, letter.tags, letter.idempotency_key, letter.timeout_s, letter.retry, letter.parent_id, letter.job_id);
+      coalesce(letter.headers, '{}')
+        || jsonb_build_object('pgqueue.origin', coalesce(letter.headers ->> 'pgqueue.origin', letter.job_id::text)),
+      letter.tags, letter.idempotency_key, letter.timeout_s, letter.retry, letter.parent_id, letter.job_id);
+  -- What was done stays done, and keys for outside calls stay the same. A refused step is the reason for its letter.
+  INSERT INTO pgqueue.job_steps (job_id, name, result, recorded_at, attempt, run_s, claim_id, worker_id, record_id)
+    SELECT new_id, s.name, s.result, s.recorded_at, s.attempt, s.run_s, s.claim_id, s.worker_id, s.record_id
+    FROM pgqueue.job_steps s WHERE s.job_id = letter.job_id AND s.refused IS NULL;
   UPDATE pgqueue.dead_letter_jobs SET redriven_as = new_id, redriven_at = moment WHERE job_id = letter.job_id;
   INSERT INTO pgqueue.job_transitions (job_id, from_state, to_state, reason, actor, queue, task, note)
     VALUES (new_id, 'dead', CASE WHEN due = moment THEN 'ready' ELSE 'scheduled' END, 'redriven', coalesce(redrive.actor, session_user), coalesce(redrive.queue, letter.queue), letter.task, redrive.reason);

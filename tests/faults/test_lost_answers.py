@@ -5,9 +5,11 @@ The answer to COMMIT is among those that get lost: whether the job was settled i
 
 from __future__ import annotations
 
+import json
 import threading
 from collections.abc import Iterator
 from dataclasses import dataclass, field
+from functools import partialmethod
 from typing import Any
 
 import psycopg
@@ -18,6 +20,9 @@ from rig.wire import Wire
 
 from pgqueue import App, AsyncBatchContext, AsyncJobContext, BatchContext, Job, JobContext, Retry, Worker
 from pgqueue.core.events import AttemptsSucceeded, ClaimLostSeen, Warned
+from pgqueue.storage.link import Link
+from pgqueue.worker.settler import Settler
+from pgqueue.worker.steps import Recorded, StepBook
 
 MESSAGES_MAX = 60  # more than any of these lives has; the loop ends at the first message that does not exist
 PATIENT = Retry(max_retries=30, initial_delay="10ms", max_delay="20ms")
@@ -212,3 +217,98 @@ def test_a_claim_whose_answer_was_lost_is_found_and_given_back(site: Site) -> No
     assert len(set(site.runs)) == len(site.runs), "nothing of a lost claim had started"
     counts = "SELECT count(*), count(DISTINCT e.job_id), max(attempts) FROM effects e JOIN pgqueue.job_history USING (job_id)"
     assert site.conn.execute(counts).fetchone() == (len(site.runs), len(site.runs), 1)
+
+
+class Called:
+    """Somebody outside who counts how often each job has called."""
+
+    def __init__(self) -> None:
+        self.keys: list[str] = []
+
+    def __call__(self, key: str) -> int:
+        self.keys.append(key)
+        return self.keys.count(key)
+
+
+def charges(site: Site, kind: str, called: Called) -> None:
+    """A task that calls once in a step, and needs a second attempt after it: there the record must be."""
+
+    @site.app.task(name="charge_sync")
+    def charge_sync(ctx: JobContext) -> None:
+        seen = site.seen(ctx)
+        assert ctx.step("charge", called) == 1
+        if ctx.job.attempt == 1:
+            raise ValueError("after its step")
+        ctx.conn.execute(INSERT, seen)
+
+    @site.app.task(name="charge_async")
+    async def charge_async(ctx: AsyncJobContext) -> None:
+        seen = site.seen(ctx)
+        assert await ctx.step("charge", called) == 1
+        if ctx.job.attempt == 1:
+            raise ValueError("after its step")
+        await ctx.conn.execute(INSERT, seen)
+
+    site.start()
+    for _ in range(3):
+        site.live(f"charge_{kind}")
+
+
+@pytest.mark.proves("P5", "P7", "F15a", "F15b", "F50")
+@pytest.mark.parametrize("sent", [False, True], ids=["before", "after"])
+@pytest.mark.parametrize("kind", ["sync", "async"])
+def test_a_steps_record_cut_anywhere_is_there_and_its_call_made_once(
+    site: Site, kind: str, sent: bool
+) -> None:
+    called = Called()
+    charges(site, kind, called)
+    assert site.lives(f"charge_{kind}", "pgqueue/step", sent=sent) >= 6
+    assert len(set(called.keys)) == len(called.keys)
+    assert len(site.runs) == 2 * len(set(site.runs)), "no cut cost an attempt"
+    assert site.conn.execute("SELECT count(*) FROM pgqueue.job_steps").fetchone() == (len(called.keys),)
+
+
+def test_twin_a_step_that_trusts_what_was_sent_calls_twice(
+    site: Site, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    class TrustingBook(StepBook):
+        """Takes a lost answer for a yes."""
+
+        def record(self, job: Any, name: str, result: str | None, *rest: Any) -> Recorded:
+            try:
+                with monkeypatch.context() as patched:
+                    patched.setattr(Link, "run", partialmethod(Link.run, repeat=False))
+                    return super().record(job, name, result, *rest)
+            except psycopg.Error:
+                return Recorded(None if result is None else json.loads(result), None)
+
+    monkeypatch.setattr("pgqueue.worker.runtime.StepBook", TrustingBook)
+    called = Called()
+    charges(site, "sync", called)
+    with pytest.raises(AssertionError):  # the second attempt's call answers 2, in each attempt that follows
+        site.lives("charge_sync", "pgqueue/step", sent=False)
+    assert len(set(called.keys)) < len(called.keys)
+
+
+def test_twin_a_settlement_that_trusts_what_was_sent_loses_jobs(
+    site: Site, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def trust(self: Settler, ended: Any) -> None:
+        self._state.claims.settled(ended.job.claim, ended.job.id)
+
+    monkeypatch.setattr(Settler, "put_unknown", trust)
+
+    @site.app.task(name="effect")
+    def effect(ctx: JobContext) -> None:
+        ctx.conn.execute(INSERT, site.seen(ctx))
+
+    site.start()
+    site.live("effect")
+    site.wire.arm("pgqueue/job", 1, sent=False)
+    (job_id,) = site.conn.execute("SELECT pgqueue.enqueue('effect')").fetchone()  # type: ignore[misc]  # one row
+    assert site.wire.fired.wait(20)
+    site.live("effect")  # the worker has gone on to others
+    row = site.conn.execute(
+        "SELECT state, claim_id IS NULL FROM pgqueue.jobs WHERE id = %s", [job_id]
+    ).fetchone()
+    assert row == ("running", False), "nobody believes to hold it, and so nobody will end it"

@@ -25,6 +25,7 @@ TESTED = {
     "fee_deferred",
     "heatmap_window",
     "rides_published",
+    "card_gateway",
 }
 
 
@@ -189,3 +190,24 @@ def test_rides_published(database: Database, load: Load, capsys: pytest.CaptureF
     ride = {"ride_id": 7}
     assert module.broker.log == [("ride.arrived", "ride:7", ride), ("ride.completed", "ride:7", ride)]
     assert capsys.readouterr().out == "receipt for ride 7\n"
+
+
+@pytest.mark.proves("P5")
+def test_card_gateway(database: Database, load: Load, monkeypatch: pytest.MonkeyPatch) -> None:
+    conn = database.connect()
+    conn.execute("CREATE TABLE card_charges (ride_id int, receipt text)")
+    example: Any = load("card_gateway")
+    with example.Gateway() as gateway:
+        gateway.trouble = ["fail", "hang", "late"]
+        monkeypatch.setattr(example, "GATEWAY", gateway.place)
+        monkeypatch.setattr(example, "TIMEOUT_S", 0.3)
+        for _ in range(2):
+            job = example.charge_card.enqueue(None, ride_id=7, cents=1250)
+        drain(example)
+    key = 'unique:{"ride_id":7}:charge'
+    assert gateway.calls == [key] * 4
+    assert gateway.charges == {key: {"id": "ch_1", "cents": "1250"}}
+    assert conn.execute("SELECT * FROM card_charges").fetchall() == [(7, "ch_1")]
+    assert conn.execute("SELECT job_id, name, attempt FROM pgqueue.job_steps").fetchall() == [
+        (job.id, "charge", 4)
+    ]

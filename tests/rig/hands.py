@@ -25,7 +25,7 @@ NO_FLOOR = -1
 LEASE_S = 15.0
 DAWN = "1970-01-01T00:00Z"  # before every moment in a test
 WIPED = (
-    *("jobs", "claims", "job_history", "dead_letter_jobs", "job_transitions", "dedup_keys"),
+    *("jobs", "claims", "job_history", "dead_letter_jobs", "job_transitions", "dedup_keys", "job_steps"),
     *("queues", "tasks", "workers", "sleepers", "operator_audit", "schedules", "schedule_runs"),
     *("stats_minutely", "history_sweeps", "upkeep_duties"),
     *("alert_deliveries", "alert_events"),
@@ -50,7 +50,7 @@ class Hand:
         self.worker_id = str(uuid.uuid4())
         self._texts = texts or {}
 
-    def run(self, name: str, **parameters: Any) -> list[dict[str, Any]]:
+    def run(self, name: str, /, **parameters: Any) -> list[dict[str, Any]]:
         """Any statement by name; rows as dictionaries, none for a statement without a result."""
         with self.conn.cursor(row_factory=dict_row) as cursor:
             cursor.execute(self._texts.get(name, statement(name)), parameters)
