@@ -50,18 +50,21 @@ REASONS: MappingProxyType[tuple[str, str], frozenset[str]] = MappingProxyType(
         ("running", "succeeded"): frozenset({"succeeded"}),
         ("running", "scheduled"): frozenset({"retry", "snoozed"}),
         ("running", "ready"): frozenset({"released", "rescued"}),
-        ("running", "held"): _HOLDS | {"released"},
+        ("running", "held"): _HOLDS | {"released", "rescued"},
         ("running", "cancelled"): _CANCELS,
         ("running", "dead"): frozenset(
             {"max_retries", "gave_up", "rejected", "bad_args", "worker_crash", "expired", "timeout"}
         ),
         ("dead", "cancelled"): frozenset({"discarded"}),
+        # The first row of the new job that repeats a dead one.
+        ("dead", "ready"): frozenset({"redriven"}),
+        ("dead", "scheduled"): frozenset({"redriven"}),
     }
 )
 """Each legal move (from, to) with the reasons that an audit row may give for it."""
 
 TRANSITIONS: frozenset[tuple[str, str]] = frozenset(REASONS)
-"""Each legal move (from, to). A redrive is none of them: it makes a new job."""
+"""Each legal move (from, to). A redrive makes a new job, whose first row says where it comes from."""
 
 
 def is_legal(from_state: str, to_state: str, reason: str | None = None) -> bool:

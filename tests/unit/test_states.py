@@ -16,7 +16,7 @@ LEGAL = {
     "running": {"succeeded", "scheduled", "ready", "held", "dead", "cancelled"},
     "succeeded": set(),
     "cancelled": set(),
-    "dead": {"cancelled"},
+    "dead": {"cancelled", "ready", "scheduled"},
 }
 
 
@@ -40,7 +40,8 @@ def test_every_move_has_reasons_and_no_other_reason_passes():
         assert all(is_legal(old, new, reason) for reason in reasons)
         assert not is_legal(old, new, "because")
         assert all(reason.replace("_", "").isalpha() and reason.islower() for reason in reasons)
-    assert not is_legal("dead", "ready", "redriven")
+    assert is_legal("dead", "ready", "redriven")
+    assert is_legal("running", "held", "rescued")
     assert not is_legal("nowhere", "ready")
 
 
