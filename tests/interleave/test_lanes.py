@@ -28,12 +28,12 @@ def unlocked(name: str) -> dict[str, bytes]:
     return {name: text.replace(SKIP_LOCKED, b"")}
 
 
-def unlock_function(conn: psycopg.Connection[Any], signature: str) -> None:
-    """Replace a function of the test's own database by itself without its row lock."""
+def unlock_function(conn: psycopg.Connection[Any], signature: str, locking: str) -> None:
+    """Replace a function of the test's own database by itself without the row lock of the query that ends so."""
     row = conn.execute("SELECT pg_get_functiondef(%s::regprocedure)", [signature]).fetchone()
     assert row is not None
-    assert row[0].count(" FOR UPDATE;") == 1
-    conn.execute(row[0].replace(" FOR UPDATE;", ";").encode())
+    assert row[0].count(f"{locking} FOR UPDATE;") == 1
+    conn.execute(row[0].replace(f"{locking} FOR UPDATE;", f"{locking};").encode())
 
 
 class Stage:
@@ -143,7 +143,7 @@ def test_a_cancelled_job_is_not_claimed(stage: Callable[..., Stage]) -> None:
 
 def test_twin_a_cancel_without_a_row_lock_takes_a_running_job_away(stage: Callable[..., Stage]) -> None:
     twin = stage(LOCKED)
-    unlock_function(twin.conn, "pgqueue.cancel(bigint,text,text,text)")
+    unlock_function(twin.conn, "pgqueue.cancel(bigint,text,text,text)", "cancel.job_id")
     assert claim_cancel(twin) != []
 
 
@@ -189,7 +189,7 @@ def test_a_cancel_tells_from_where_it_took_the_job(stage: Callable[..., Stage]) 
 
 def test_twin_a_cancel_without_a_row_lock_tells_the_wrong_place(stage: Callable[..., Stage]) -> None:
     twin = stage(LOCKED)
-    unlock_function(twin.conn, "pgqueue.cancel(bigint,text,text,text)")
+    unlock_function(twin.conn, "pgqueue.cancel(bigint,text,text,text)", "cancel.job_id")
     assert promote_cancel(twin) != []
 
 
@@ -249,5 +249,7 @@ def test_a_dead_letter_is_redriven_once(stage: Callable[..., Stage]) -> None:
 
 def test_twin_redrives_without_a_row_lock_make_two_jobs(stage: Callable[..., Stage]) -> None:
     twin = stage(LOCKED)
-    unlock_function(twin.conn, "pgqueue.redrive(bigint,text,text,text,text,integer,interval)")
+    unlock_function(
+        twin.conn, "pgqueue.redrive(bigint,text,text,text,text,integer,interval)", "redrive.job_id"
+    )
     assert redrive_redrive(twin) != []
