@@ -98,6 +98,8 @@ CALLS = {
     "replay_message": ("operator", "SELECT pgqueue.replay_message(1)"),
     "skip_message": ("operator", "SELECT pgqueue.skip_message(1)"),
     "unsubscribe": ("operator", "SELECT pgqueue.unsubscribe('ride.*', 't')"),
+    "take_once": ("worker", "SELECT * FROM pgqueue.take_once('t', 'once', 1, '1 h')"),
+    "keep_once": ("worker", "SELECT pgqueue.keep_once('t', 'once', 1, '{}')"),
     "paused_queues": ("worker", "SELECT * FROM pgqueue.paused_queues()"),
     "ensure_partitions": ("worker", "SELECT pgqueue.ensure_partitions(10)"),
     "drop_partition": ("worker", "SELECT pgqueue.drop_partition(1)"),
