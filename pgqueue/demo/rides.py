@@ -32,8 +32,8 @@ class LedgerClosed(Exception):  # noqa: N818
 @app.task(name="capture_payment", queue="critical", timeout="10s")
 def capture_payment(ctx: JobContext, ride_id: int, amount_cents: int, card: str) -> dict[str, int]:
     """Immediate: charge the card, then write the capture and its ledger row, and tell who wants to know."""
-    # The slow call comes first: the job's transaction opens with the first touch of ctx.conn.
-    _charge(ctx.idempotency_key, ride_id, amount_cents, card)
+    # The call to others comes first, and its answer is recorded at once: another attempt does not call again.
+    ctx.step("charge", lambda key: _charge(key, ride_id, amount_cents, card))
     ctx.conn.execute(
         "INSERT INTO rides_demo.captures (ride_id, job_id, amount_cents) VALUES (%s, %s, %s)",
         (ride_id, ctx.job.id, amount_cents),

@@ -97,23 +97,30 @@ CREATE FUNCTION pgqueue.job_timeline(job_id bigint)
 RETURNS TABLE (at timestamptz, event text, from_state text, to_state text, reason text, actor text, attempt integer, detail text)
 LANGUAGE sql STABLE SECURITY DEFINER SET search_path = pg_catalog, pg_temp AS $$
   WITH whole AS (
-    SELECT j.created_at, j.run_at, j.started_at, j.state, j.attempt::integer AS attempt, j.worker_id, NULL::timestamptz AS finished_at, j.redrive_of, j.parent_id
+    SELECT j.created_at, j.run_at, j.started_at, j.state, j.attempt::integer AS attempt, j.worker_id, NULL::timestamptz AS finished_at, j.redrive_of, j.parent_id,
+      j.headers
       FROM pgqueue.jobs j WHERE j.id = job_timeline.job_id
     UNION ALL
-    SELECT h.enqueued_at, h.due_at, h.started_at, h.state, h.attempts, h.worker_id, h.finished_at, h.redrive_of, h.parent_id
+    SELECT h.enqueued_at, h.due_at, h.started_at, h.state, h.attempts, h.worker_id, h.finished_at, h.redrive_of, h.parent_id, h.headers
       FROM pgqueue.job_history h WHERE h.job_id = job_timeline.job_id
     UNION ALL
-    SELECT d.job_created_at, NULL, NULL, 'dead', d.attempts, d.worker_id, d.created_at, d.redrive_of, d.parent_id
+    SELECT d.job_created_at, NULL, NULL, 'dead', d.attempts, d.worker_id, d.created_at, d.redrive_of, d.parent_id, d.headers
       FROM pgqueue.dead_letter_jobs d WHERE d.job_id = job_timeline.job_id
   )
   SELECT w.created_at, 'enqueued', NULL, NULL, NULL, NULL, NULL::integer,
-      concat_ws(', ', 'repeats dead letter ' || w.redrive_of, 'enqueued by job ' || w.parent_id) FROM whole w
+      concat_ws(', ', 'repeats dead letter ' || w.redrive_of, 'enqueued by job ' || w.parent_id,
+        'from message ' || (w.headers ->> 'pgqueue.message_id') || coalesce(', ' || (w.headers ->> 'pgqueue.topic'), ''),
+        'fire of ' || (w.headers ->> 'pgqueue.schedule')) FROM whole w
   UNION ALL
   SELECT w.started_at, 'claimed', 'ready', 'running', 'claimed', 'worker:' || w.worker_id, w.attempt, NULL FROM whole w WHERE w.started_at IS NOT NULL
   UNION ALL
   SELECT t.at, 'transition', t.from_state, t.to_state, t.reason, t.actor, t.attempt::integer,
       concat_ws(', ', t.error_type, 'ran ' || round(t.run_s::numeric, 3) || ' s', 'next ' || t.next_run_at, t.note)
     FROM pgqueue.job_transitions t WHERE t.job_id = job_timeline.job_id
+  UNION ALL
+  SELECT s.recorded_at, 'step', NULL, NULL, s.name, 'worker:' || s.worker_id, s.attempt::integer,
+      concat_ws(', ', 'took ' || round(s.run_s::numeric, 3) || ' s', s.refused)
+    FROM pgqueue.job_steps s WHERE s.job_id = job_timeline.job_id
   UNION ALL
   SELECT w.finished_at, 'ended', 'running', w.state, w.state, 'worker:' || w.worker_id, w.attempt, NULL FROM whole w WHERE w.state = 'succeeded'
   UNION ALL

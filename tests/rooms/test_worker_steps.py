@@ -57,6 +57,29 @@ def test_a_retry_gets_what_was_recorded_and_calls_nobody(site: Any) -> None:
     assert [(name, attempt) for name, _, attempt in recorded(site)] == [("charge", 1), ("nothing", 1)] * 2
 
 
+@pytest.mark.proves("P22")
+def test_a_jobs_timeline_tells_of_its_steps_and_where_it_came_from(site: Any) -> None:
+    @site.app.task(name="stepping", retry=QUICK)
+    def stepping(ctx: JobContext) -> None:
+        ctx.step("charge", lambda: 1)
+        if ctx.job.attempt < 2:
+            raise ValueError("after its step")
+
+    headers = '{"pgqueue.message_id": "7", "pgqueue.topic": "ride.completed"}'
+    job_id = site.rows("SELECT pgqueue.enqueue('stepping', headers => %s)", headers)[0][0]
+    site.drain()
+    life = site.app.timeline(job_id)
+    assert [entry.event for entry in life if entry.event in {"enqueued", "step", "ended"}] == [
+        "enqueued",
+        "step",
+        "ended",
+    ]
+    assert life[0].detail == "from message 7, ride.completed"
+    (step,) = [entry for entry in life if entry.event == "step"]
+    assert (step.reason, step.attempt) == ("charge", 1)
+    assert step.detail.startswith("took ")
+
+
 def test_the_key_is_the_jobs_own_or_the_one_given(site: Any) -> None:
     keys: list[str] = []
 
