@@ -312,6 +312,8 @@ MANY: dict[str, Any] = dict.fromkeys(
         "concurrency_key",
         "tags",
         "parent_id",
+        "key_scope",
+        "on_conflict",
         "window_s",
         "batch_key",
     )
