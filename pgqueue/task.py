@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 import inspect
+import sys
 from collections.abc import Callable, Iterable, Mapping, Sized
 from datetime import timedelta
+from pathlib import Path
 from typing import TYPE_CHECKING, Any, Final, Generic, ParamSpec, TypeVar
 
 from pgqueue.core.durations import parse_duration
@@ -66,7 +68,7 @@ class Task(Generic[P, R]):
         self.app = app
         self.function = function
         self.name = check_task(
-            name or f"{function.__module__}.{function.__qualname__}".replace(".<locals>", "")
+            name or f"{_module_of(function)}.{function.__qualname__}".replace(".<locals>", "")
         )
         self.queue = check_queue(queue)
         self.priority = check_priority(priority)
@@ -321,6 +323,22 @@ def _check_unique(name: str, options: JobOptions, signature: HandlerSignature | 
     strange = sorted(set(key.names or ()) - signature.allowed)
     if strange:
         raise InvalidOption("unique", f"task {name} has no argument {strange[0]!r}")
+
+
+def _module_of(function: Callable[..., Any]) -> str:
+    """The name that a worker imports the function's module by.
+
+    In a program that was started as a script it is called __main__, which names another module in every process:
+    `python -m shop.jobs` is shop.jobs then, and `python jobs.py` is jobs, as it is for whoever starts beside it.
+    """
+    if function.__module__ != "__main__":
+        return function.__module__
+    main = sys.modules["__main__"]
+    spec = getattr(main, "__spec__", None)
+    if spec is not None:
+        return str(spec.name).removesuffix(".__main__")
+    file = getattr(main, "__file__", None)
+    return "__main__" if file is None else Path(file).stem
 
 
 def _checked_together(
