@@ -31,6 +31,7 @@ from pgqueue.cli import (
     retention,
     scheduler,
     schedules,
+    top,
     work,
 )
 from pgqueue.cli.session import DSN, NO_HEADERS, OUTPUT, UTC, VERBOSE, Common, Output
@@ -83,6 +84,7 @@ NOUNS: Final = (
     alerts,
     audit,
     look,
+    top,
     health,
     exporter,
     bench,

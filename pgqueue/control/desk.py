@@ -27,7 +27,7 @@ from pgqueue.errors import (
     InvalidOption,
     SchemaMismatch,
 )
-from pgqueue.storage.connect import CLI, connect, place_of
+from pgqueue.storage.connect import CLI, Role, connect, place_of
 from pgqueue.storage.faults import Fault, classify, sqlstate_of, summary_of, surfaced
 from pgqueue.storage.revisions import state_of
 from pgqueue.storage.statements import statement
@@ -66,9 +66,16 @@ class Desk:
     """
 
     def __init__(
-        self, dsn: str, *, via: str, connect_timeout_s: float = 5, environment: str = "development"
+        self,
+        dsn: str,
+        *,
+        via: str,
+        connect_timeout_s: float = 5,
+        environment: str = "development",
+        role: Role = CLI,
     ) -> None:
         self._dsn = dsn
+        self._role = role
         self._timeout_s = connect_timeout_s
         self.via = via
         self.environment = environment
@@ -86,7 +93,7 @@ class Desk:
         Raises DatabaseUnreachable, SchemaMismatch, DatabaseError.
         """
         with self.explained(doing):
-            conn = connect(self._dsn, CLI, connect_timeout_s=self._timeout_s, prepare=False)
+            conn = self._opened()
             try:
                 yield conn
             finally:
@@ -99,6 +106,9 @@ class Desk:
             yield
         except psycopg.Error as error:
             raise self._explained(error, doing) from error
+
+    def _opened(self) -> Connection[Any]:
+        return connect(self._dsn, self._role, connect_timeout_s=self._timeout_s, prepare=False)
 
     def rows(self, kind: Callable[..., T], name: str, parameters: Mapping[str, Any] | None = None) -> list[T]:
         """A statement's rows, each made by `kind` from its columns' names."""
@@ -188,7 +198,7 @@ class Desk:
             )
         if state == "57014":
             return DatabaseError(
-                f"{doing}: took longer than {CLI.statement_timeout_ms // 1000} s; narrow the filter"
+                f"{doing}: took longer than {self._role.statement_timeout_ms // 1000} s; narrow the filter"
             )
         if classify(error) is Fault.RECONNECT:
             return DatabaseUnreachable(

@@ -221,6 +221,7 @@ class _Stage:
             f'  export PGQUEUE_DATABASE_URL="{self._dsn}"',
             *([f'  export PATH="{Path(sys.executable).parent}:$PATH"'] if unfound else []),
             "  pgqueue stats                     # depth, lag against the objective, percentiles; -w to watch",
+            "  pgqueue top                       # the same and more, live",
             "  pgqueue alerts list               # what fired and resolved",
             "  pgqueue doctor                    # what an operator should mend, and how",
             "  pgqueue dlq groups                # what died, by cause",

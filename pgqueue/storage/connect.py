@@ -42,6 +42,7 @@ class Role:
     lock_timeout_ms: int = 2_000
     idle_in_transaction_ms: int = 10_000
     pins_search_path: bool = True
+    read_only: bool = False
 
 
 CLAIM: Final = Role("claim")
@@ -57,6 +58,8 @@ RELAY: Final = Role("relay")
 HEALTH: Final = Role("health", statement_timeout_ms=2_000, lock_timeout_ms=500)
 METRICS: Final = Role("metrics", statement_timeout_ms=2_000, lock_timeout_ms=200)
 CLI: Final = Role("cli", statement_timeout_ms=30_000)
+# A screen that is drawn again every two seconds must not burden what it watches.
+TOP: Final = Role("top", statement_timeout_ms=2_000, lock_timeout_ms=200, read_only=True)
 # A handler's tables are found by the application's own search_path; its time is bounded per job.
 JOB: Final = Role(
     "job", statement_timeout_ms=0, lock_timeout_ms=0, idle_in_transaction_ms=0, pins_search_path=False
@@ -114,6 +117,8 @@ def session_settings(role: Role) -> list[bytes]:
         "default_transaction_isolation": "'read committed'",
         **SERVER_KEEPALIVES,
     }
+    if role.read_only:
+        settings["default_transaction_read_only"] = "on"
     if role.pins_search_path:
         settings["search_path"] = "pg_catalog"
     return [f"SET {name} = {value}".encode() for name, value in settings.items()]

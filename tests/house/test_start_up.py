@@ -15,6 +15,7 @@ HEAVY = (
     "structlog",
     "httpx",
     "prometheus_client",
+    "textual",
 )
 
 
