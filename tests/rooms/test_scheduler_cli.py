@@ -84,13 +84,13 @@ def test_a_scheduler_process_leads_fires_and_leaves_at_sigterm(database: Databas
 def test_the_second_signal_stops_at_once() -> None:
     script = """
 import threading
-from pgqueue.scheduler.runtime import _hearing
+from pgqueue._signals import hearing
 
 class Busy:
     def stop(self):
         print("ASKED", flush=True)
 
-with _hearing(Busy()):
+with hearing(Busy().stop):
     print("READY", flush=True)
     threading.Event().wait(60)
 """
