@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import itertools
 import os
+import signal
 import sys
 import tempfile
 from collections.abc import Iterator
@@ -25,6 +26,10 @@ sys.path.insert(0, str(Path(__file__).parent))
 from rig.database import Database, Endpoint, migrate_template
 
 from pgqueue.embedded import Binaries, EmbeddedPostgres, find_binaries
+
+# A shell's background job ignores SIGINT, and so would the programs under test that are to hear it.
+if signal.getsignal(signal.SIGINT) is signal.SIG_IGN:
+    signal.signal(signal.SIGINT, signal.default_int_handler)
 
 # The developer's own PGQUEUE_*, DATABASE_URL and libpq variables never reach a test or a session fixture.
 for _name in list(os.environ):
