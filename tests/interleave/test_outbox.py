@@ -124,8 +124,9 @@ def late_commits(
             made: list[int] = []
 
             def end(conn: psycopg.Connection[Any]) -> None:
-                conn.execute("COMMIT")
+                # Noted before: once it has committed, the next producer of the key may commit and be noted first.
                 committed.append(made[0])
+                conn.execute("COMMIT")
 
             def start(conn: psycopg.Connection[Any]) -> None:
                 begin(conn)
