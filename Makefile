@@ -9,6 +9,7 @@ COMMA := ,
 .SUFFIXES:
 
 VENV := .venv
+JOBS := 2
 PY := $(VENV)/bin/python
 # A virtual environment knows its own place; a checkout that was moved or copied gets a new one.
 PLACE := $(shell printf '%s' '$(CURDIR)' | cksum | cut -d' ' -f1)
@@ -26,8 +27,8 @@ help: ## what there is
 demo: $(DEMO_READY) ## the ride-hailing demo on an embedded PostgreSQL (ARGS="--headless --chaos --json")
 	@$(PY) -m pgqueue demo $(ARGS)
 
-test: $(DEV_READY) ## the whole test suite (ARGS are pytest's)
-	@$(PY) -m pytest -m 'not slow' $(ARGS)
+test: $(DEV_READY) ## the whole test suite (ARGS are pytest's; JOBS=1 for one file after the other)
+	@$(PY) -m pytest -m 'not slow' -n $(JOBS) --dist loadfile $(ARGS)
 
 lint: $(DEV_READY) ## ruff, mypy, import-linter, squawk
 	@$(PY) -m ruff check .

@@ -200,12 +200,13 @@ def test_an_application_that_cannot_be_imported_ends_all_with_its_code(start: Ca
 
 def hold(conn: psycopg.Connection[Any], task: str, count: int = 1, args: str = "{}") -> list[int]:
     """Jobs as a rescue leaves them: held, to be run alone."""
-    rows = conn.execute("SELECT pgqueue.enqueue(%s, %s) FROM generate_series(1, %s)", (task, args, count))
-    ids = [job_id for (job_id,) in rows.fetchall()]
-    conn.execute(
-        "UPDATE pgqueue.jobs SET state = 'held', hold_reason = 'suspect', ready_seq = NULL, attempt = 1 WHERE id = ANY (%s)",
-        [ids],
-    )
+    with conn.transaction():  # or a worker takes one before it is held
+        rows = conn.execute("SELECT pgqueue.enqueue(%s, %s) FROM generate_series(1, %s)", (task, args, count))
+        ids = [job_id for (job_id,) in rows.fetchall()]
+        conn.execute(
+            "UPDATE pgqueue.jobs SET state = 'held', hold_reason = 'suspect', ready_seq = NULL, attempt = 1 WHERE id = ANY (%s)",
+            [ids],
+        )
     return ids
 
 
