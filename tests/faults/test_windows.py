@@ -52,7 +52,10 @@ def test_a_window_survives_the_death_of_its_workers_at_any_point(database: Datab
         # In the middle of a call.
         second.wait(30)
     assert (tmp_path / "died").exists()
-    assert one(conn, "SELECT count(*) FROM rig_effects") == 0
+    # The call that died left nothing. The one of the other cell may have ended just before.
+    ended = one(conn, "SELECT count(*) FROM pgqueue.job_history WHERE state = 'succeeded'")
+    assert ended in {0, 30}
+    assert one(conn, "SELECT count(*) FROM rig_effects") == ended
     with worker(database, tmp_path) as third:
         # One of the jobs kills its process whenever it runs: with others once, then alone until its attempts are used up.
         wait_for(

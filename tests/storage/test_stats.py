@@ -102,7 +102,8 @@ def bucket(seconds: float) -> int:
 
 
 def closed_minute(ago: int) -> datetime:
-    return datetime.now(UTC).replace(second=0, microsecond=0) - ago * MINUTE
+    # A minute is closed 15 seconds after its end.
+    return (datetime.now(UTC) - timedelta(seconds=16)).replace(second=0, microsecond=0) - ago * MINUTE
 
 
 def test_the_buckets_are_powers_of_two_of_a_millisecond(conn: psycopg.Connection[Any]) -> None:
