@@ -110,7 +110,7 @@ COMMENT ON COLUMN pgqueue.jobs.timeout_s IS 'Seconds one attempt may take; NULL 
 COMMENT ON COLUMN pgqueue.jobs.expires_at IS 'Not worth starting after this moment: dead-lettered as expired';
 COMMENT ON COLUMN pgqueue.jobs.retry IS 'Retry policy given for this job alone; NULL = the task''s';
 COMMENT ON COLUMN pgqueue.jobs.errors IS 'Failed attempts so far: attempt, at, type, message, worker';
-COMMENT ON COLUMN pgqueue.jobs.progress IS 'Last progress note of the running handler';
+COMMENT ON COLUMN pgqueue.jobs.progress IS 'How far the running handler says it is: done, total, note, at; written beside its transaction';
 COMMENT ON COLUMN pgqueue.jobs.parent_id IS 'The job whose handler enqueued this one';
 COMMENT ON COLUMN pgqueue.jobs.redrive_of IS 'The dead letter this job repeats';
 COMMENT ON COLUMN pgqueue.jobs.cancel_requested_at IS 'When cancelling was asked for while it ran';
@@ -2633,7 +2633,7 @@ COMMENT ON VIEW pgqueue.queue_health IS 'One row per queue, also those that no w
 CREATE VIEW pgqueue.running_jobs AS
 SELECT j.id AS job_id, j.queue, j.task, j.attempt, j.max_attempts, j.started_at,
   extract(epoch FROM clock_timestamp() - j.started_at)::double precision AS age_s,
-  j.worker_id, w.host, w.pid, w.status AS worker_status, j.cancel_requested_at
+  j.worker_id, w.host, w.pid, w.status AS worker_status, j.cancel_requested_at, j.progress
 FROM pgqueue.claims c CROSS JOIN LATERAL unnest(c.job_ids) AS m (id)
 CROSS JOIN LATERAL (SELECT * FROM pgqueue.jobs r WHERE r.id = m.id AND r.claim_id = c.claim_id OFFSET 0) j
 LEFT JOIN pgqueue.workers w ON w.id = j.worker_id;

@@ -16,7 +16,7 @@ _VALUES: Final = ("args", "headers", "result")
 
 def hidden(row: Any) -> dict[str, Any]:
     """A job or dead letter without values: `{"ride_id": "int", "note": "str[40]"}`."""
-    return _changed(row, _shape) | ({"progress": None} if "progress" in mapping_of(row) else {})
+    return _changed(row, _shape)
 
 
 def revealed(row: Any, redactor: Redactor) -> dict[str, Any]:

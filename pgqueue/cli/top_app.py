@@ -22,11 +22,12 @@ from pgqueue.control.rows import Fleet
 from pgqueue.control.watch import Picture, Watch
 from pgqueue.core.durations import format_duration
 from pgqueue.core.filter import parse_filter
+from pgqueue.core.progress import progress_words
 from pgqueue.errors import DatabaseError, InvalidFilter, PgQueueError
 
 TABS: Final[Mapping[str, Sequence[str]]] = {
     "queues": ("queue", "due", "lag_s", "sla_s", "running", "scheduled", "held", "workers_live", "slots", "dead_waiting", "paused", "tier"),
-    "jobs": ("id", "state", "task", "queue", "attempt", "run_at", "error_type", "reason", "priority"),
+    "jobs": ("id", "state", "task", "queue", "attempt", "progress", "run_at", "error_type", "reason", "priority"),
     "dead_letters": ("dead", "task", "queue", "reason", "error_type", "last_at", "error_fingerprint"),
     "schedules": ("name", "state", "task", "next_fire_at", "overdue_s", "last_outcome", "last_fire_at", "queue"),
     "workers": ("id", "status", "stale", "busy", "slots", "queues", "host", "pid", "settled", "failed", "beat_at"),
@@ -292,6 +293,8 @@ def _cell(value: Any, clock: datetime) -> Text:
             seconds = round((clock - value).total_seconds())
             age = format_duration(float(abs(seconds)))
             words = f"{age} ago" if seconds >= 0 else f"in {age}"
+        case Mapping():
+            words = progress_words(value)
         case list():
             words = ",".join(str(item) for item in value)
         case _:

@@ -286,8 +286,8 @@ def moment(delay: str | float | timedelta | None, run_at: datetime | None) -> Ma
     return {"delay_s": options.delay_s, "run_at": options.run_at}
 
 
-def _detail(*, args: str, result: str | None, progress: str | None, **rest: Any) -> JobDetail:
-    return JobDetail(args=decoded(args), result=decoded(result), progress=decoded(progress), **rest)
+def _detail(*, args: str, result: str | None, **rest: Any) -> JobDetail:
+    return JobDetail(args=decoded(args), result=decoded(result), **rest)
 
 
 def _first(conn: psycopg.Connection[Any], name: str, parameters: dict[str, Any]) -> Ids:

@@ -14,7 +14,10 @@ from typing import Any
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class JobRow:
-    """One job as a listing shows it, wherever it stands. `reason`: why it is held, cancelled or dead."""
+    """One job as a listing shows it, wherever it stands.
+
+    reason: why it is held, cancelled or dead. progress: done, total, note and at, as its running handler says.
+    """
 
     id: int
     task: str
@@ -36,6 +39,7 @@ class JobRow:
     redriven_as: int | None
     error_type: str | None
     error_message: str | None
+    progress: Mapping[str, Any] | None
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -46,7 +50,6 @@ class JobDetail(JobRow):
     result: Any
     headers: Mapping[str, str]
     errors: Sequence[Mapping[str, Any]]
-    progress: Any
     concurrency_key: str | None
     timeout_s: float | None
     expires_at: datetime | None

@@ -48,6 +48,7 @@ class Role:
 CLAIM: Final = Role("claim")
 SETTLE: Final = Role("settle")
 STEP: Final = Role("step")
+PROGRESS: Final = Role("progress", statement_timeout_ms=3_000, lock_timeout_ms=500)
 HEART: Final = Role("heart", statement_timeout_ms=3_000)
 LISTEN: Final = Role("listen", statement_timeout_ms=0)
 UPKEEP: Final = Role("upkeep", lock_timeout_ms=1_000)

@@ -157,6 +157,7 @@ class AsyncExecutor:
                 deadline if limit_s else None,
                 lambda: AsyncJobTransaction(self._connections, job.claim.id, limit_s),
                 state.steps,
+                state.progress,
             )
             running = state.running[job.id] = Running(
                 job, started, deadline, context, cancel=asyncio.current_task()

@@ -29,6 +29,7 @@ if TYPE_CHECKING:
     from pgqueue.storage.job_transaction import AsyncJobTransaction, JobTransaction
     from pgqueue.worker.claimed import ClaimedJob
     from pgqueue.worker.outcome import Prepared
+    from pgqueue.worker.progress import ProgressBook
     from pgqueue.worker.steps import StepBook
 
 LOGGER_NAME: Final = "pgqueue.job"
@@ -64,6 +65,7 @@ class _Context:
         "_job",
         "_log",
         "_max_attempts",
+        "_progress",
         "_seen",
         "_steps",
         "deadline",
@@ -77,6 +79,7 @@ class _Context:
         max_attempts: int,
         deadline: float | None,
         steps: StepBook | None,
+        progress: ProgressBook | None,
     ) -> None:
         self._job = job
         self._args = args
@@ -86,6 +89,7 @@ class _Context:
         self._cancelled: str | None = None
         self._log: Any = None
         self._steps = None if steps is None else Steps(steps, job)
+        self._progress = progress
         self.deadline = deadline
 
     @property
@@ -157,6 +161,17 @@ class _Context:
             )
         return self._log
 
+    def progress(self, done: float, total: float | None = None, note: str | None = None) -> None:
+        """Say how far the handler is: `ctx.progress(40, 100, "loading")`. Others see it at once, whatever the transaction does.
+
+        Returns immediately, in async handlers too; nothing is awaited. The newest note is written at most once a
+        second, every five in long runs, and forgotten when the job is tried again. note: up to 200 characters that
+        everyone may read who may look at jobs. In a batch it is the note of the first job.
+        Raises InvalidOption for what is no number, negative or too long.
+        """
+        if self._progress is not None:
+            self._progress.put(self._job, done, total, note)
+
     def _step_of(self, name: str, key: str | None) -> tuple[Steps, str]:
         if self._steps is None:
             raise InvalidOption(
@@ -184,8 +199,9 @@ class JobContext(_Context):
         deadline: float | None,
         begin: Callable[[], JobTransaction],
         steps: StepBook | None = None,
+        progress: ProgressBook | None = None,
     ) -> None:
-        super().__init__(job, args, extras, max_attempts, deadline, steps)
+        super().__init__(job, args, extras, max_attempts, deadline, steps, progress)
         self._transaction: JobTransaction | Callable[[], JobTransaction] = begin
 
     @property
@@ -270,9 +286,12 @@ class BatchContext(JobContext):
         members: Sequence[tuple[ClaimedJob, Prepared]],
         deadline: float | None,
         begin: Callable[[], JobTransaction],
+        progress: ProgressBook | None = None,
     ) -> None:
         first, prepared = members[0]
-        super().__init__(first, prepared.args, prepared.extras, prepared.max_attempts, deadline, begin)
+        super().__init__(
+            first, prepared.args, prepared.extras, prepared.max_attempts, deadline, begin, progress=progress
+        )
         self.jobs = [job.seen_by_handler(p.args, p.extras, p.max_attempts) for job, p in members]
         self.failures: dict[int, BaseException] = {}
 
@@ -301,8 +320,9 @@ class AsyncJobContext(_Context):
         deadline: float | None,
         begin: Callable[[], AsyncJobTransaction],
         steps: StepBook | None = None,
+        progress: ProgressBook | None = None,
     ) -> None:
-        super().__init__(job, args, extras, max_attempts, deadline, steps)
+        super().__init__(job, args, extras, max_attempts, deadline, steps, progress)
         self._begin = begin
         self._transaction: AsyncJobTransaction | None = None
         self._lazy: LazyAsyncConnection | None = None
@@ -379,9 +399,12 @@ class AsyncBatchContext(AsyncJobContext):
         members: Sequence[tuple[ClaimedJob, Prepared]],
         deadline: float | None,
         begin: Callable[[], AsyncJobTransaction],
+        progress: ProgressBook | None = None,
     ) -> None:
         first, prepared = members[0]
-        super().__init__(first, prepared.args, prepared.extras, prepared.max_attempts, deadline, begin)
+        super().__init__(
+            first, prepared.args, prepared.extras, prepared.max_attempts, deadline, begin, progress=progress
+        )
         self.jobs = [job.seen_by_handler(p.args, p.extras, p.max_attempts) for job, p in members]
         self.failures: dict[int, BaseException] = {}
 

@@ -119,6 +119,7 @@ class SyncExecutor:
                 deadline if limit_s else None,
                 lambda: JobTransaction(self._connections, job.claim.id, limit_s),
                 self._state.steps,
+                self._state.progress,
             )
             running = state.running[job.id] = Running(job, started, deadline, context)
             task = job.task

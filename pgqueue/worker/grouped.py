@@ -211,6 +211,7 @@ class GroupRunner(Together):
                     shared.deadline,
                     shared.member_transaction,
                     self._state.steps,
+                    self._state.progress,
                 )
                 try:
                     member.result, member.warning = self._call(member, own)
@@ -304,6 +305,7 @@ class GroupRunner(Together):
             [(m.job, m.prepared) for m in members],
             deadline if limit_s else None,
             lambda: self._begin(first.job.claim.id, limit_s),
+            self._state.progress,
         )
         running = Running(first.job, started, deadline, context, others=tuple(m.job for m in members[1:]))
         for member in members:

@@ -141,6 +141,7 @@ class AsyncGroupRunner(Together):
             shared.deadline,
             lambda: transaction,
             self._state.steps,
+            self._state.progress,
         )
         ran.add(member.job.id)
         try:
@@ -217,6 +218,7 @@ class AsyncGroupRunner(Together):
             [(m.job, m.prepared) for m in members],
             deadline if limit_s else None,
             lambda: self._begin(first.job.claim.id, limit_s),
+            self._state.progress,
         )
         running = Running(
             first.job, started, deadline, context, cancel=cancel, others=tuple(m.job for m in members[1:])

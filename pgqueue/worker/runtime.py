@@ -36,6 +36,7 @@ from pgqueue.worker.listener import Listener
 from pgqueue.worker.old_transactions import OldTransactions
 from pgqueue.worker.outcome import put_aside
 from pgqueue.worker.processes import hearing
+from pgqueue.worker.progress import ProgressBook
 from pgqueue.worker.settler import Settler
 from pgqueue.worker.slots import Pool
 from pgqueue.worker.state import NEVER, Running, WorkerState
@@ -151,7 +152,8 @@ class Worker:
             prepare=not heart.pooled,
         )
         self._settler = settler
-        steps = state.steps = StepBook(state, dsn)
+        steps, progress = StepBook(state, dsn), ProgressBook(state, dsn)
+        state.steps, state.progress = steps, progress
         listener = (
             None
             if heart.pooled or not self._settings.wakeups or self._suspects_only
@@ -177,6 +179,7 @@ class Worker:
             heart.stop()
             state.ending.set()
             steps.close()
+            progress.close()
             state.events.emit(WorkerChanged(state.worker_id, "stopped"))
         return code
 

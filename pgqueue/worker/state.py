@@ -60,6 +60,7 @@ class WorkerState:
     noticed: bool = False  # the wake-up came from the database, not from a room of this process
     redactor: Redactor = field(default_factory=Redactor)
     steps: Any = None  # the StepBook, which reports through this state
+    progress: Any = None  # the ProgressBook, likewise
 
     @property
     def label(self) -> str:

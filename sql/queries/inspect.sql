@@ -11,7 +11,7 @@
 SELECT j.id, j.task, j.queue, j.state, j.priority, j.attempt, j.max_attempts, j.created_at, j.run_at, j.started_at,
   NULL::timestamptz AS finished_at, j.worker_id::text, coalesce(j.hold_reason, j.cancel_reason) AS reason, j.idempotency_key,
   coalesce(j.tags, '{}') AS tags, j.parent_id, j.redrive_of, NULL::bigint AS redriven_as, j.errors -> -1 ->> 'type' AS error_type,
-  j.errors -> -1 ->> 'message' AS error_message
+  j.errors -> -1 ->> 'message' AS error_message, j.progress
 FROM (SELECT w.* FROM pgqueue.jobs w WHERE w.id < %(before)s ORDER BY w.id DESC LIMIT 100000) j
 WHERE (%(states)s::text[] IS NULL OR j.state = ANY (%(states)s::text[]))
   AND (%(queue)s::text IS NULL OR j.queue = %(queue)s::text)
@@ -47,7 +47,7 @@ SELECT w.id FROM pgqueue.jobs w WHERE w.id < %(before)s ORDER BY w.id DESC OFFSE
 -- returns:   one row per job
 SELECT h.job_id AS id, h.task, h.queue, h.state, h.priority, h.attempts AS attempt, h.max_attempts, h.enqueued_at AS created_at,
   h.due_at AS run_at, h.started_at, h.finished_at, h.worker_id::text, NULL::text AS reason, h.idempotency_key, coalesce(h.tags, '{}') AS tags, h.parent_id, h.redrive_of,
-  NULL::bigint AS redriven_as, h.errors -> -1 ->> 'type' AS error_type, h.errors -> -1 ->> 'message' AS error_message
+  NULL::bigint AS redriven_as, h.errors -> -1 ->> 'type' AS error_type, h.errors -> -1 ->> 'message' AS error_message, NULL::jsonb AS progress
 FROM (SELECT w.* FROM pgqueue.job_history w WHERE w.job_id < %(before)s ORDER BY w.job_id DESC LIMIT 100000) h
 WHERE h.state = ANY (%(states)s::text[])
   AND (%(queue)s::text IS NULL OR h.queue = %(queue)s::text)
@@ -83,7 +83,8 @@ SELECT w.job_id FROM pgqueue.job_history w WHERE w.job_id < %(before)s ORDER BY 
 -- returns:   one row per job
 SELECT d.job_id AS id, d.task, d.queue, 'dead' AS state, d.priority, d.attempts AS attempt, d.max_attempts, d.job_created_at AS created_at,
   d.job_created_at AS run_at, NULL::timestamptz AS started_at, d.failed_at AS finished_at, d.worker_id::text, d.reason, d.idempotency_key,
-  coalesce(d.tags, '{}') AS tags, d.parent_id, d.redrive_of, d.redriven_as, d.error_type, d.error_message
+  coalesce(d.tags, '{}') AS tags, d.parent_id, d.redrive_of, d.redriven_as, d.error_type, d.error_message,
+  NULL::jsonb AS progress
 FROM (SELECT w.* FROM pgqueue.dead_letter_jobs w WHERE w.job_id < %(before)s ORDER BY w.job_id DESC LIMIT 100000) d
 WHERE (%(queue)s::text IS NULL OR d.queue = %(queue)s::text)
   AND (%(task)s::text IS NULL OR d.task = %(task)s::text)
@@ -120,7 +121,7 @@ SELECT j.id, j.task, j.queue, j.state, j.priority, j.attempt, j.max_attempts, j.
   NULL::timestamptz AS finished_at, j.worker_id::text, coalesce(j.hold_reason, j.cancel_reason) AS reason, j.idempotency_key,
   coalesce(j.tags, '{}') AS tags, j.parent_id, j.redrive_of, NULL::bigint AS redriven_as, j.errors -> -1 ->> 'type' AS error_type,
   j.errors -> -1 ->> 'message' AS error_message,
-  j.args::text AS args, NULL::text AS result, coalesce(j.headers, '{}') AS headers, coalesce(j.errors, '[]') AS errors, j.progress::text,
+  j.args::text AS args, NULL::text AS result, coalesce(j.headers, '{}') AS headers, coalesce(j.errors, '[]') AS errors, j.progress,
   j.concurrency_key, j.timeout_s, j.expires_at, j.cancel_requested_at, NULL::double precision AS wait_s, NULL::double precision AS run_s
 FROM pgqueue.jobs j WHERE j.id = %(id)s
 UNION ALL

@@ -27,6 +27,26 @@ FROM mine m
 ON CONFLICT (job_id, name) DO NOTHING
 RETURNING s.result::text
 
+-- name: note_progress
+-- purpose:   how far handlers say they are, for others to see while they run
+-- called by: worker/progress.py
+-- guard:     claim_id, under the lock; a note that a server crash loses need not wait for the flush
+-- locks:     the rows, SKIP LOCKED: whoever ends a claim meanwhile goes first, and nothing can be locked in a ring
+-- index:     the primary key only; progress is in no index, so the new version stays on its page
+-- returns:   the ids that were noted; a missing one is locked, or no longer this claim's
+WITH commit_class AS MATERIALIZED (
+  SELECT set_config('synchronous_commit', 'off', true)
+), mine AS MATERIALIZED (
+  SELECT j.id, j.claim_id, a.done, a.total, a.note
+  FROM commit_class, jsonb_to_recordset(%(notes)s::jsonb) AS a (id bigint, claim_id uuid, done numeric, total numeric, note text)
+  JOIN pgqueue.jobs j ON j.id = a.id AND j.claim_id = a.claim_id
+  FOR NO KEY UPDATE OF j SKIP LOCKED
+)
+UPDATE pgqueue.jobs j SET progress = jsonb_build_object('done', m.done, 'total', m.total, 'note', m.note, 'at', clock_timestamp())
+FROM mine m
+WHERE j.id = m.id AND j.claim_id = m.claim_id
+RETURNING j.id
+
 -- name: prune_steps
 -- purpose:   steps of jobs that nothing is known of any more
 -- called by: upkeep/steps.py, batch after batch from the oldest, then from the start again

@@ -100,7 +100,7 @@ COMMENT ON COLUMN pgqueue.jobs.timeout_s IS 'Seconds one attempt may take; NULL 
 COMMENT ON COLUMN pgqueue.jobs.expires_at IS 'Not worth starting after this moment: dead-lettered as expired';
 COMMENT ON COLUMN pgqueue.jobs.retry IS 'Retry policy given for this job alone; NULL = the task''s';
 COMMENT ON COLUMN pgqueue.jobs.errors IS 'Failed attempts so far: attempt, at, type, message, worker';
-COMMENT ON COLUMN pgqueue.jobs.progress IS 'Last progress note of the running handler';
+COMMENT ON COLUMN pgqueue.jobs.progress IS 'How far the running handler says it is: done, total, note, at; written beside its transaction';
 COMMENT ON COLUMN pgqueue.jobs.parent_id IS 'The job whose handler enqueued this one';
 COMMENT ON COLUMN pgqueue.jobs.redrive_of IS 'The dead letter this job repeats';
 COMMENT ON COLUMN pgqueue.jobs.cancel_requested_at IS 'When cancelling was asked for while it ran';

@@ -79,7 +79,7 @@ COMMENT ON VIEW pgqueue.queue_health IS 'One row per queue, also those that no w
 CREATE VIEW pgqueue.running_jobs AS
 SELECT j.id AS job_id, j.queue, j.task, j.attempt, j.max_attempts, j.started_at,
   extract(epoch FROM clock_timestamp() - j.started_at)::double precision AS age_s,
-  j.worker_id, w.host, w.pid, w.status AS worker_status, j.cancel_requested_at
+  j.worker_id, w.host, w.pid, w.status AS worker_status, j.cancel_requested_at, j.progress
 FROM pgqueue.claims c CROSS JOIN LATERAL unnest(c.job_ids) AS m (id)
 CROSS JOIN LATERAL (SELECT * FROM pgqueue.jobs r WHERE r.id = m.id AND r.claim_id = c.claim_id OFFSET 0) j
 LEFT JOIN pgqueue.workers w ON w.id = j.worker_id;

@@ -138,6 +138,25 @@ def literal(values: list[Any]) -> str:
 
 
 @pytest.mark.proves("F45")
+def test_a_note_of_progress_is_found_by_key_and_stays_on_its_page(conn: psycopg.Connection[Any]) -> None:
+    ids, claim_id = claimed_rows(conn, 100)
+    notes = [{"id": i, "claim_id": str(claim_id), "done": 1, "total": 2, "note": "x" * 200} for i in ids]
+    plan = explain(conn, "note_progress", {"notes": json.dumps(notes)})
+    assert {scan for scan in scans(plan) if "jobs" in scan} == {"Index Scan jobs_pkey"}
+    conn.execute("SELECT pg_stat_reset_single_table_counters('pgqueue.jobs'::regclass)")
+    for _ in range(20):
+        assert len(conn.execute(STATEMENTS["note_progress"], {"notes": json.dumps(notes)}).fetchall()) == 100
+    conn.execute("SELECT pg_stat_force_next_flush()")
+    conn.execute("SELECT 1")
+    row = conn.execute(
+        "SELECT n_tup_upd, n_tup_hot_upd FROM pg_stat_user_tables WHERE relname = 'jobs'"
+    ).fetchone()
+    assert row is not None
+    assert row[0] >= 2000  # the claim and the note that was explained may be told only now
+    assert row[1] > 0.75 * row[0]
+
+
+@pytest.mark.proves("F45")
 def test_settlements_find_rows_by_primary_key_only(conn: psycopg.Connection[Any]) -> None:
     ids, claim = claimed_rows(conn, 200)
     many = {

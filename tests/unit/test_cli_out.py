@@ -133,7 +133,6 @@ def test_values_are_hidden_and_names_kinds_and_sizes_shown() -> None:
         "args": {"ride_id": 7, "pin": "hunter2", "stops": [1, 2], "none": None, "deep": {"x": "hunter2"}},
         "headers": {"trace": "hunter2"},
         "result": "hunter2",
-        "progress": "at hunter2",
     }
     shape = hidden(row)
     assert shape["args"] == {
