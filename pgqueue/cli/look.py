@@ -2,19 +2,22 @@
 
 from __future__ import annotations
 
+import sys
 import time
 from typing import TYPE_CHECKING, Annotated, Final
 
 import typer
 
+from pgqueue.cli.bulk import DryRun, Reason, Yes
 from pgqueue.cli.out import mapping_of
 from pgqueue.cli.queues import COLUMNS, queues_of
-from pgqueue.cli.session import Output, Session, verb
-from pgqueue.errors import SchemaMismatch
+from pgqueue.cli.session import Output, Session, say, verb
+from pgqueue.errors import InvalidOption, SchemaMismatch
 
 if TYPE_CHECKING:
     from collections.abc import Mapping, Sequence
 
+    from pgqueue.control.findings import Finding
     from pgqueue.control.rows import Fleet, QueueHealth, RecentWork
 
 WORK_COLUMNS: Final = (
@@ -85,17 +88,65 @@ def stats(
 def doctor(
     session: Session,
     *,
+    app: Annotated[
+        str | None,
+        typer.Option(
+            "-A",
+            "--app",
+            metavar="MODULE:APP",
+            help="Compare the tasks it registers with those that are named.",
+            show_default=False,
+        ),
+    ] = None,
     strict: Annotated[bool, typer.Option("--strict", help="A warning counts as a failure.")] = False,
+    fix: Annotated[
+        bool, typer.Option("--fix", help="Mend what can be mended safely, then look again.")
+    ] = False,
+    dry_run: DryRun = False,
+    yes: Yes = False,
+    reason: Reason = None,
 ) -> int:
     """Look over server, schema, workers and queues; each finding says how to mend it. Exit code 1 on FAIL."""
     from pgqueue.control.doctor import SCHEMA_CHECK, examine
 
-    findings = sorted(examine(session.desk), key=lambda finding: _ORDER[finding.verdict])
+    tasks = None
+    if app is not None:
+        from pgqueue.app import load_app
+
+        tasks = set(load_app(app).tasks)
+    findings = examine(session.desk, settings=session.settings, tasks=tasks)
+    if fix and _mend(session, findings, dry_run=dry_run, yes=yes, reason=reason):
+        findings = examine(session.desk, settings=session.settings, tasks=tasks)
+    findings.sort(key=lambda finding: _ORDER[finding.verdict])
     session.printer.rows(findings, ("verdict", "check", "message", "fix"), name="check", kind="check")
     verdicts = {finding.verdict for finding in findings}
     if any(finding.check == SCHEMA_CHECK and finding.verdict == "FAIL" for finding in findings):
         return SchemaMismatch.exit_code
     return 1 if "FAIL" in verdicts or (strict and "WARN" in verdicts) else 0
+
+
+def _mend(
+    session: Session, findings: Sequence[Finding], *, dry_run: bool, yes: bool, reason: str | None
+) -> bool:
+    """Mend what is marked safe; whether anything was done."""
+    from pgqueue.control.doctor_fix import mend, mendable
+
+    todo = mendable(findings)
+    if not todo:
+        say("nothing that is wrong can be mended safely; each finding says what to do")
+        return False
+    for check, words in todo.items():
+        say(f"{'would mend' if dry_run else 'mend'} {check} in {session.desk.place}: {words}")
+    if dry_run:
+        return False
+    session.desk.need_reason(reason)
+    if not yes:
+        if not sys.stdin.isatty():
+            raise InvalidOption("--yes", f"needed to mend {', '.join(todo)} where nobody can be asked")
+        typer.confirm(f"mend {', '.join(todo)}?", abort=True, err=True)
+    for check in todo:
+        mend(session.desk, check, reason)
+    return True
 
 
 def version(session: Session) -> None:

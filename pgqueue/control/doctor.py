@@ -3,19 +3,24 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Iterator
+from collections.abc import Collection, Iterator
 from typing import Any, Final
 
 import psycopg
 from psycopg.rows import dict_row
 
 from pgqueue.control.desk import Desk, read
+from pgqueue.control.doctor_address import address_checks
+from pgqueue.control.doctor_space import space_checks
+from pgqueue.control.doctor_time import time_checks
 from pgqueue.control.doctor_upkeep import upkeep_checks
 from pgqueue.control.doctor_watch import watch
+from pgqueue.control.doctor_work import work_checks
 from pgqueue.control.findings import Finding, Verdict
 from pgqueue.control.queues import unserved
 from pgqueue.control.roles import missing_roles, role_faults
 from pgqueue.control.rows import QueueHealth, WorkerRow
+from pgqueue.settings import Settings
 from pgqueue.storage.connect import is_pooled
 from pgqueue.storage.drift import describe_schema, diff, expected_schema
 from pgqueue.storage.revisions import state_of
@@ -32,11 +37,17 @@ DIFFERENCES_SHOWN: Final = 20
 WORKERS_MAX: Final = 1_000
 
 
-def examine(desk: Desk) -> list[Finding]:
-    """Run every check; without a schema that fits, only those of the server. Raises DatabaseUnreachable."""
+def examine(
+    desk: Desk, *, settings: Settings | None = None, tasks: Collection[str] | None = None
+) -> list[Finding]:
+    """Run every check; without a schema that fits, only those of the server. Raises DatabaseUnreachable.
+
+    settings, tasks: what this host is configured with, and what an application registers; None: not looked at.
+    """
     findings: list[Finding] = []
     with desk.connection("doctor") as conn:
         findings.extend(_reachable(conn))
+        findings.extend(address_checks(conn, settings))
         server = _all(conn, "doctor_server")[0]
         findings.extend(_server(server))
         findings.extend(_flush(conn, server))
@@ -58,7 +69,10 @@ def examine(desk: Desk) -> list[Finding]:
         ):
             findings.extend(check(conn))
         findings.extend(watch(conn))
+        findings.extend(time_checks(conn))
+        findings.extend(work_checks(conn, tasks))
         findings.extend(_transactions(conn, sees_all=server["sees_all"]))
+        findings.extend(space_checks(conn))
     return findings
 
 
@@ -166,7 +180,12 @@ def _roles(conn: psycopg.Connection[Any]) -> Iterator[Finding]:
         yield Finding("WARN", "roles", f"missing: {', '.join(missing)}", "pgqueue db roles")
     for fault in faults[:DIFFERENCES_SHOWN]:
         yield Finding(
-            "WARN" if fault.fault == "missing" else "FAIL", "roles", str(fault), "pgqueue db roles --apply"
+            "WARN" if fault.fault == "missing" else "FAIL",
+            "roles",
+            str(fault),
+            "pgqueue db roles --apply",
+            # The grant takes away, too; what somebody was given beyond that is theirs to decide about.
+            safe=all(one.fault == "missing" for one in faults),
         )
     if not missing and not faults:
         yield Finding("PASS", "roles", "each of the four has exactly its rights, Public has none")
@@ -190,6 +209,7 @@ def _partitions(conn: psycopg.Connection[Any]) -> Iterator[Finding]:
         "partitions",
         f"{row['ahead']} days are made ahead",
         "SELECT pgqueue.ensure_partitions(7); then see why no worker's upkeep does it",
+        safe=True,
     )
     yield _judged(
         row["default_filled"],
@@ -314,8 +334,10 @@ def _upkeep(conn: psycopg.Connection[Any]) -> Iterator[Finding]:
             yield Finding("PASS", check.name, check.fine)
 
 
-def _judged(bad: bool, verdict: Verdict, check: str, message: str, fix: str) -> Finding:
-    return Finding(verdict, check, message, fix) if bad else Finding("PASS", check, message)
+def _judged(
+    bad: bool, verdict: Verdict, check: str, message: str, fix: str, *, safe: bool = False
+) -> Finding:
+    return Finding(verdict, check, message, fix, safe) if bad else Finding("PASS", check, message)
 
 
 def _all(conn: psycopg.Connection[Any], name: str) -> list[dict[str, Any]]:

@@ -10,9 +10,15 @@ Verdict = Literal["PASS", "WARN", "FAIL"]
 
 @dataclass(frozen=True, slots=True)
 class Finding:
-    """One check's result; `fix` is a command or SQL that mends it."""
+    """One check's result; `fix` is a command or SQL that mends it, `safe` whether `--fix` may do that by itself."""
 
     verdict: Verdict
     check: str
     message: str
     fix: str = ""
+    safe: bool = False
+
+
+def literal(text: str) -> str:
+    """A stored name inside a printed SQL text."""
+    return "'" + text.replace("'", "''") + "'"

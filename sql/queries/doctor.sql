@@ -150,3 +150,99 @@ SELECT clock_timestamp() AS now,
   (SELECT count(*) FROM pgqueue.alert_deliveries d JOIN pgqueue.alert_events e ON e.id = d.event_id
     WHERE d.sent_at IS NULL AND d.next_at IS NULL AND e.fired_at > clock_timestamp() - interval '1 day') AS given_up,
   pg_notification_queue_usage() AS notifications
+
+-- name: doctor_identity
+-- purpose:   whether two addresses lead to one database of one server
+-- called by: control/doctor_address
+-- guard:     none
+-- locks:     none
+-- index:     none
+-- returns:   one row: (place text)
+SELECT concat_ws(' ', current_database(), pg_postmaster_start_time()) AS place
+
+-- name: doctor_clock
+-- purpose:   the database's moment, to be laid beside the host's
+-- called by: control/doctor_address
+-- guard:     none
+-- locks:     none
+-- index:     none
+-- returns:   one row: (moment double precision), seconds since 1970
+SELECT date_part('epoch', clock_timestamp()) AS moment
+
+-- name: doctor_self_test
+-- purpose:   tell oneself something, to see whether it arrives
+-- called by: control/doctor_address, on a connection that listens
+-- guard:     none
+-- locks:     none
+-- index:     none
+-- returns:   nothing of use
+SELECT pg_notify('pgqueue_doctor', %(token)s)
+
+-- name: doctor_space
+-- purpose:   size and dead rows of each table with its partitions
+-- called by: control/doctor_space
+-- guard:     none
+-- locks:     none
+-- index:     none; statistics and the file system
+-- returns:   one row per table, the largest first: (name text, bytes bigint, live bigint, dead bigint)
+SELECT coalesce(p.relname, c.relname)::text AS name, sum(pg_total_relation_size(c.oid))::bigint AS bytes,
+  coalesce(sum(s.n_live_tup), 0)::bigint AS live, coalesce(sum(s.n_dead_tup), 0)::bigint AS dead
+FROM pg_class c JOIN pg_namespace n ON n.oid = c.relnamespace
+LEFT JOIN pg_inherits i ON i.inhrelid = c.oid LEFT JOIN pg_class p ON p.oid = i.inhparent
+LEFT JOIN pg_stat_all_tables s ON s.relid = c.oid
+WHERE n.nspname = 'pgqueue' AND c.relkind = 'r'
+GROUP BY 1 ORDER BY 2 DESC, 1
+
+-- name: doctor_limits
+-- purpose:   how near the server is to the end of its transaction ids, and what the living workers may open in connections
+-- called by: control/doctor_space
+-- guard:     none
+-- locks:     none
+-- index:     none
+-- returns:   one row; wanted: of each worker seven of its own and up to 32 for handlers
+SELECT d.datname::text AS name, age(d.datfrozenxid)::bigint AS xid_age,
+  current_setting('max_connections')::integer - current_setting('superuser_reserved_connections')::integer AS connections_free,
+  coalesce((SELECT sum(7 + least(w.slots, 32)) FROM pgqueue.workers w
+    WHERE w.status = 'live' AND w.beat_at > clock_timestamp() - make_interval(secs => w.lease_s)), 0)::bigint AS wanted
+FROM pg_database d WHERE d.datname = current_database()
+
+-- name: doctor_leader
+-- purpose:   whether somebody fires the schedules that are enabled, and how many schedulers are connected
+-- called by: control/doctor_time
+-- guard:     none
+-- locks:     none
+-- index:     none
+-- returns:   one row: (leads boolean, schedulers bigint, enabled bigint)
+SELECT EXISTS (SELECT FROM pg_locks l WHERE l.locktype = 'advisory' AND l.granted AND l.objsubid = 1
+    AND l.database = (SELECT d.oid FROM pg_database d WHERE d.datname = current_database())
+    AND (l.classid::bigint << 32) + l.objid::bigint = hashtextextended('pgqueue scheduler', 0)) AS leads,
+  (SELECT count(*) FROM pg_stat_activity a WHERE a.application_name LIKE 'pgqueue/leader%%' AND a.datname = current_database()) AS schedulers,
+  (SELECT count(*) FROM pgqueue.schedules s WHERE s.paused_at IS NULL AND s.orphaned_at IS NULL) AS enabled
+
+-- name: doctor_zones
+-- purpose:   what the server knows of the zones in use: their offset from UTC at given moments
+-- called by: control/doctor_time
+-- guard:     zones the server does not know are told as such, and not asked for
+-- locks:     none
+-- index:     none
+-- returns:   a row per zone and moment: (zone text, moment timestamptz, offset_s double precision); NULLs for an unknown zone
+SELECT z.zone, m.moment, date_part('epoch', (m.moment AT TIME ZONE z.known) - (m.moment AT TIME ZONE 'UTC')) AS offset_s
+FROM (SELECT u.zone, (SELECT n.name FROM pg_timezone_names n WHERE lower(n.name) = lower(u.zone) LIMIT 1) AS known
+  FROM unnest(%(zones)s::text[]) AS u (zone)) z
+LEFT JOIN unnest(%(moments)s::timestamptz[]) AS m (moment) ON z.known IS NOT NULL
+ORDER BY z.zone, m.moment
+
+-- name: doctor_named_tasks
+-- purpose:   which tasks jobs, schedules and subscriptions name, to be laid beside those that an application registers
+-- called by: control/doctor_work
+-- guard:     none
+-- locks:     none
+-- index:     the primary key of jobs, over the newest 10,000
+-- returns:   one row per task and place: (task text, place text, n bigint, example text); place: jobs, schedules, outbox
+SELECT j.task, 'jobs' AS place, count(*) AS n, min(j.id)::text AS example
+FROM (SELECT w.id, w.task FROM pgqueue.jobs w ORDER BY w.id DESC LIMIT 10000) j GROUP BY j.task
+UNION ALL
+SELECT s.task, 'schedules', count(*), min(s.name) FROM pgqueue.schedules s WHERE s.orphaned_at IS NULL GROUP BY s.task
+UNION ALL
+SELECT substr(o.sink, 6), 'outbox', count(*), min(o.pattern) FROM pgqueue.outbox_subscriptions o WHERE starts_with(o.sink, 'task:') GROUP BY o.sink
+ORDER BY 1, 2
