@@ -66,7 +66,7 @@ def alerts_of(session: Session) -> Alerts:
     return Alerts(session.desk)
 
 
-@verb(app, "list")
+@verb(app, "list", watch=True)
 def list_alerts(
     session: Session,
     *,
@@ -103,8 +103,11 @@ def rules(session: Session) -> None:
 
 
 @verb(app)
-def ack(session: Session, *, alert: AlertId, reason: Why) -> None:
+def ack(session: Session, *, alert: AlertId, reason: Why, dry_run: DryRun = False) -> None:
     """Say that you see to an open incident."""
+    if dry_run:
+        say(f"would acknowledge alert {alert} in {session.desk.place}")
+        return
     say(f"acknowledge alert {alert} in {session.desk.place} ({session.desk.environment})")
     alerts_of(session).ack(alert, reason=reason)
     say(f"alert {alert} is acknowledged")

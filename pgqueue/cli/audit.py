@@ -23,7 +23,7 @@ def register(main: typer.Typer) -> None:
     verb(jobs.app, "explain")(explain)
 
 
-@verb(app, "list")
+@verb(app, "list", watch=True)
 def list_deeds(
     session: Session,
     *,

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import re
 import sys
-import time
 from collections import Counter
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
@@ -12,6 +11,7 @@ from typing import TYPE_CHECKING, Annotated, Any, Final
 
 import typer
 
+from pgqueue.cli.bar import Bar
 from pgqueue.cli.session import Session, say
 from pgqueue.errors import InvalidOption, NotFoundError
 
@@ -20,7 +20,6 @@ if TYPE_CHECKING:
 
 SAMPLE: Final = 5
 ID_MAX: Final = 2**63 - 1
-PROGRESS_S: Final = 5.0
 
 _ID: Final = re.compile(r"(?:[a-z]+/)?([0-9]{1,19})")
 
@@ -63,6 +62,9 @@ Words = Annotated[
     list[str] | None,
     typer.Argument(metavar="[FILTER]…", help="The same as --filter, word by word.", show_default=False),
 ]
+Rate = Annotated[
+    float, typer.Option("--rate", min=0, help="So many a second; 0 = as fast as it goes.", metavar="N")
+]
 Limit = Annotated[int, typer.Option("--limit", min=1, max=10_000, help="Rows at most.")]
 
 
@@ -78,6 +80,7 @@ class Asked:
     reason: str | None
     deed: str
     things: str = "jobs"
+    rate_per_s: float = 0
 
 
 def chosen(session: Session, asked: Asked, find: Callable[[], Matched | list[int]]) -> list[int]:
@@ -104,6 +107,7 @@ def chosen(session: Session, asked: Asked, find: Callable[[], Matched | list[int
         say(f"would {asked.deed} {what}: {', '.join(map(str, targets[:SAMPLE]))}{more}{counts}")
         return []
     session.desk.need_reason(asked.reason)
+    session.desk.throttle(asked.rate_per_s)
     say(f"{asked.deed} {what} in {session.desk.place} ({session.desk.environment}){counts}")
     if not asked.ids and not asked.yes:
         if not sys.stdin.isatty():
@@ -145,20 +149,26 @@ def carry_out(
     counts: Counter[str] = Counter()
 
     def told() -> Iterator[Mapping[str, Any]]:
-        since = time.monotonic()
-        for row in done:
-            counts["good" if good(row) else "unknown" if unknown(row) else "refused"] += 1
-            if time.monotonic() - since > PROGRESS_S:
-                since = time.monotonic()
-                say(f"{asked.deed}: {counts.total()} of {total}")
-            yield row
+        with Bar(asked.deed, total, session.output) as bar:
+            for row in done:
+                counts["good" if good(row) else "unknown" if unknown(row) else "refused"] += 1
+                bar.at(counts.total())
+                yield row
 
-    session.printer.rows(told(), columns, name=name)
-    if words is not None:
-        target = f"{asked.things} {words}"
-        session.desk.note(
-            asked.deed.replace(" ", "_"), target, asked.reason, matched=total, changed=counts["good"]
-        )
+    def note() -> None:
+        if words is not None:
+            target = f"{asked.things} {words}"
+            session.desk.note(
+                asked.deed.replace(" ", "_"), target, asked.reason, matched=total, changed=counts["good"]
+            )
+
+    try:
+        session.printer.rows(told(), columns, name=name)
+    except KeyboardInterrupt:
+        say(f"{asked.deed}: interrupted; at least {counts['good']} of {total} are done")
+        note()
+        raise
+    note()
     if counts["good"] == counts.total():
         return 0
     if counts["good"]:

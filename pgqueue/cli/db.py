@@ -119,10 +119,11 @@ def roles(
     apply: Annotated[
         bool, typer.Option("--apply", help="Make the missing roles and grant each exactly its rights.")
     ] = False,
+    dry_run: DryRun = False,
 ) -> int:
     """Print the SQL that makes the four roles and grants them their rights; say what differs. Exit 1 if anything does."""
     ours = _roles(session)
-    if apply:
+    if apply and not dry_run:
         say(f"grant the roles in {session.desk.place}")
         ours.apply()
     else:

@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterator
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Annotated, Any, Final
 
 import typer
 
+from pgqueue.cli.bar import Bar
 from pgqueue.cli.bulk import (
     Asked,
     DryRun,
@@ -15,6 +17,7 @@ from pgqueue.cli.bulk import (
     JobId,
     Limit,
     Queue,
+    Rate,
     Reason,
     Task,
     Where,
@@ -79,7 +82,7 @@ def register(main: typer.Typer) -> None:
     main.add_typer(app)
 
 
-@verb(app, "list")
+@verb(app, "list", watch=True)
 def list_letters(
     session: Session,
     *,
@@ -110,7 +113,7 @@ def list_letters(
         say(f"{looked}more: --after {page.after}")
 
 
-@verb(app)
+@verb(app, watch=True)
 def groups(session: Session, *, queue: Queue = None, task: ExactTask = None, limit: Limit = 50) -> None:
     """Dead letters by cause, the most frequent first."""
     session.printer.rows(
@@ -203,13 +206,14 @@ def discard(
     fingerprint: Fingerprint = None,
     since: Since = None,
     everything: Everything = False,
+    rate: Rate = 0,
     reason: Reason = None,
     dry_run: DryRun = False,
     yes: Yes = False,
 ) -> int:
     """Give dead letters up: they move to the history as cancelled."""
     picked = _Picked.of(session, ids, queue, task, because, error, fingerprint, since, where)
-    asked = Asked(ids, picked.filtered, everything, dry_run, yes, reason, "discard", "dead letters")
+    asked = Asked(ids, picked.filtered, everything, dry_run, yes, reason, "discard", "dead letters", rate)
     targets = picked.targets(session, asked)
     if not targets:
         return 0
@@ -250,10 +254,16 @@ def export(
     if show_args:
         letters.reveal(f"dead letters {meant}", reason, matched=len(letters.matching(meant)))
     form = session.output if session.output is not Output.TABLE else Output.JSONL
-    rows = (_shown(session, row, show_args=show_args) for row in letters.export(meant))
-    count = Printer(form, headers=not session.common.no_headers).rows(
-        rows, (*COLUMNS, "args", "traceback"), name="job_id"
-    )
+    with Bar("export", None, form) as bar:
+
+        def told() -> Iterator[dict[str, Any]]:
+            for count, row in enumerate(letters.export(meant), 1):
+                bar.at(count)
+                yield _shown(session, row, show_args=show_args)
+
+        count = Printer(form, headers=not session.common.no_headers).rows(
+            told(), (*COLUMNS, "args", "traceback"), name="job_id"
+        )
     say(f"{count} dead letters")
 
 

@@ -18,6 +18,7 @@ from pgqueue.cli.bulk import (
     JobId,
     Limit,
     Queue,
+    Rate,
     Reason,
     Task,
     Where,
@@ -146,6 +147,7 @@ def enqueue(
     if dry_run:
         say(f"would enqueue {task} in {session.desk.place}")
         return
+    say(f"enqueue {task} in {session.desk.place} ({session.desk.environment})")
     own = OwnConnections(session.settings.database_url, connect_timeout_s=session.settings.connect_timeout_s)
     try:
         with session.desk.explained("enqueue"):
@@ -163,7 +165,7 @@ def enqueue(
     )
 
 
-@verb(app, "list")
+@verb(app, "list", watch=True)
 def list_jobs(
     session: Session,
     *,
@@ -192,7 +194,7 @@ def list_jobs(
         say(f"{looked}more: --after {page.before}")
 
 
-@verb(app, "get")
+@verb(app, "get", watch=True)
 def get_job(session: Session, *, job_id: JobId, show_args: ShowArgs = False, reason: Reason = None) -> None:
     """One job with everything kept of it. Values of arguments are hidden unless asked for."""
     from pgqueue.cli.hide import hidden, revealed
@@ -228,13 +230,23 @@ def cancel(
     queue: Queue = None,
     task: Task = None,
     everything: Everything = False,
+    rate: Rate = 0,
     reason: Reason = None,
     dry_run: DryRun = False,
     yes: Yes = False,
 ) -> int:
     """Cancel waiting jobs; running ones are asked to stop."""
     jobs, meant = jobs_of(session), _filter(state or (), queue, task, where)
-    asked = Asked(ids, bool(state or queue or task or where), everything, dry_run, yes, reason, "cancel")
+    asked = Asked(
+        ids,
+        bool(state or queue or task or where),
+        everything,
+        dry_run,
+        yes,
+        reason,
+        "cancel",
+        rate_per_s=rate,
+    )
     targets = chosen(session, asked, lambda: jobs.matched(meant))
     if not targets:
         return 0
@@ -251,13 +263,16 @@ def run_now(
     queue: Queue = None,
     task: Task = None,
     everything: Everything = False,
+    rate: Rate = 0,
     reason: Reason = None,
     dry_run: DryRun = False,
     yes: Yes = False,
 ) -> int:
     """Make scheduled and held jobs ready now."""
     jobs, meant = jobs_of(session), _filter(("scheduled", "held"), queue, task, where)
-    asked = Asked(ids, bool(queue or task or where), everything, dry_run, yes, reason, "run now")
+    asked = Asked(
+        ids, bool(queue or task or where), everything, dry_run, yes, reason, "run now", rate_per_s=rate
+    )
     targets = chosen(session, asked, lambda: jobs.matched(meant))
     if not targets:
         return 0
@@ -278,6 +293,7 @@ def reschedule(
     queue: Queue = None,
     task: Task = None,
     everything: Everything = False,
+    rate: Rate = 0,
     reason: Reason = None,
     dry_run: DryRun = False,
     yes: Yes = False,
@@ -287,7 +303,9 @@ def reschedule(
 
     to = moment(delay, _moment(run_at))
     jobs, meant = jobs_of(session), _filter(("scheduled",), queue, task, where)
-    asked = Asked(ids, bool(queue or task or where), everything, dry_run, yes, reason, "reschedule")
+    asked = Asked(
+        ids, bool(queue or task or where), everything, dry_run, yes, reason, "reschedule", rate_per_s=rate
+    )
     targets = chosen(session, asked, lambda: jobs.matched(meant))
     if not targets:
         return 0
@@ -304,13 +322,16 @@ def retry(
     queue: Queue = None,
     task: Task = None,
     everything: Everything = False,
+    rate: Rate = 0,
     reason: Reason = None,
     dry_run: DryRun = False,
     yes: Yes = False,
 ) -> int:
     """Try jobs again: waiting ones now, dead ones as new, linked jobs. A filter means held and dead ones, if it names no state."""
     jobs, meant = jobs_of(session), _filter((), queue, task, where)
-    asked = Asked(ids, bool(queue or task or where), everything, dry_run, yes, reason, "retry")
+    asked = Asked(
+        ids, bool(queue or task or where), everything, dry_run, yes, reason, "retry", rate_per_s=rate
+    )
     targets = chosen(session, asked, lambda: jobs.retriable(meant))
     if not targets:
         return 0

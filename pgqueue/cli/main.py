@@ -31,9 +31,11 @@ from pgqueue.cli import (
     retention,
     scheduler,
     schedules,
+    tail,
     top,
     work,
 )
+from pgqueue.cli.again import spelled_out
 from pgqueue.cli.session import DSN, NO_HEADERS, OUTPUT, UTC, VERBOSE, Common, Output
 from pgqueue.errors import InvalidInput, PgQueueError
 
@@ -76,6 +78,7 @@ NOUNS: Final = (
     scheduler,
     relay,
     jobs,
+    tail,
     dlq,
     queues,
     retention,
@@ -108,7 +111,7 @@ def main(arguments: Sequence[str]) -> int:  # noqa: PLR0911 - one way out per ki
         _complain("pgqueue: an argument is not UTF-8 text; write it in UTF-8")
         return InvalidInput.exit_code
     try:
-        code = app(list(arguments), prog_name="pgqueue", standalone_mode=False, obj=common)
+        code = app(spelled_out(arguments), prog_name="pgqueue", standalone_mode=False, obj=common)
     except PgQueueError as error:
         return _failed(error, str(error), error.exit_code, verbose=common.verbose)
     except _ClickError as error:

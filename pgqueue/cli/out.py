@@ -80,6 +80,30 @@ class Printer:
                     for head, line in zip_longest([key], lines, fillvalue=""):
                         _write(f"{_painted(head.ljust(width), _BOLD)}  {line}".rstrip())
 
+    def stream(
+        self, rows: Iterable[Row], columns: Mapping[str, int], *, name: str, kind: str = "job"
+    ) -> None:
+        """Write rows as they come, each shown at once. `columns`: with their widths in tables; JSON comes line by line."""
+        maps = (mapping_of(row) for row in rows)
+        if self._headers and self.output is Output.TABLE:
+            _write(_painted(_line(list(columns), list(columns.values())), _BOLD))
+        if self._headers and self.output is Output.CSV:
+            csv.writer(sys.stdout, lineterminator="\n").writerow(columns)
+        self.flush()
+        for row in maps:
+            match self.output:
+                case Output.JSON | Output.JSONL:
+                    _write(_json(plain(row)))
+                case Output.NAME:
+                    _write(f"{kind}/{row[name]}")
+                case Output.CSV:
+                    values = [_text(_plain(row.get(column))) for column in columns]
+                    csv.writer(sys.stdout, lineterminator="\n").writerow(values)
+                case Output.TABLE:
+                    cells = [_cut(visible(_text(_plain(row.get(column))))) for column in columns]
+                    _write(_line(cells, list(columns.values()), paint=True))
+            self.flush()
+
     def document(self, value: Any) -> None:
         """Write a JSON value by itself."""
         _write(_json(_plain(value)))
@@ -183,7 +207,7 @@ def _write_each(lines: Iterable[str]) -> int:
 def _line(cells: Sequence[str], widths: Sequence[int], *, paint: bool = False) -> str:
     padded = []
     for cell, width in zip(cells, widths, strict=True):
-        space = " " * (width - _width(cell))
+        space = " " * max(0, width - _width(cell))
         padded.append((_painted(cell, _COLOURS.get(cell, "")) if paint else cell) + space)
     return "  ".join(padded).rstrip()
 

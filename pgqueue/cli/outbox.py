@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING, Annotated, Any, Final
 
 import typer
 
-from pgqueue.cli.bulk import Asked, DryRun, Everything, Limit, Reason, Yes, carry_out, chosen, job_id
+from pgqueue.cli.bulk import Asked, DryRun, Everything, Limit, Rate, Reason, Yes, carry_out, chosen, job_id
 from pgqueue.cli.session import Session, say, verb
 
 if TYPE_CHECKING:
@@ -76,7 +76,7 @@ def outbox_of(session: Session) -> Outbox:
     return Outbox(lambda: session.desk, lambda: OwnConnections(session.settings.database_url))
 
 
-@verb(app)
+@verb(app, watch=True)
 def status(session: Session) -> None:
     """Every topic with messages or subscribers, the one that waits longest first."""
     rows = outbox_of(session).status()
@@ -99,7 +99,7 @@ def subscriptions(session: Session) -> None:
     )
 
 
-@verb(app, "list")
+@verb(app, "list", watch=True)
 def list_messages(
     session: Session,
     *,
@@ -130,6 +130,7 @@ def replay(
     topic: Topic = None,
     sink: SinkName = None,
     everything: Everything = False,
+    rate: Rate = 0,
     reason: Reason = None,
     dry_run: DryRun = False,
     yes: Yes = False,
@@ -138,7 +139,15 @@ def replay(
     return _do(
         session,
         Asked(
-            ids, _filtered(ids, state, topic, sink), everything, dry_run, yes, reason, "replay", "messages"
+            ids,
+            _filtered(ids, state, topic, sink),
+            everything,
+            dry_run,
+            yes,
+            reason,
+            "replay",
+            "messages",
+            rate,
         ),
         {"state": state or "dead", "topic": topic, "sink": sink},
     )
@@ -153,6 +162,7 @@ def skip(
     topic: Topic = None,
     sink: SinkName = None,
     everything: Everything = False,
+    rate: Rate = 0,
     reason: Reason = None,
     dry_run: DryRun = False,
     yes: Yes = False,
@@ -160,7 +170,17 @@ def skip(
     """Give messages up for good; their keys go on without them. Default: --state dead."""
     return _do(
         session,
-        Asked(ids, _filtered(ids, state, topic, sink), everything, dry_run, yes, reason, "skip", "messages"),
+        Asked(
+            ids,
+            _filtered(ids, state, topic, sink),
+            everything,
+            dry_run,
+            yes,
+            reason,
+            "skip",
+            "messages",
+            rate,
+        ),
         {"state": state or "dead", "topic": topic, "sink": sink},
     )
 

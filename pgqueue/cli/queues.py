@@ -7,7 +7,8 @@ from typing import TYPE_CHECKING, Annotated, Any, Final
 
 import typer
 
-from pgqueue.cli.bulk import PROGRESS_S, DryRun, Limit, Reason
+from pgqueue.cli.bar import LINE_S
+from pgqueue.cli.bulk import DryRun, Limit, Reason
 from pgqueue.cli.session import Session, say, verb
 
 if TYPE_CHECKING:
@@ -65,7 +66,7 @@ def queues_of(session: Session) -> Queues:
     return Queues(session.desk)
 
 
-@verb(app, "list")
+@verb(app, "list", watch=True)
 def list_queues(session: Session) -> None:
     """Every queue, also those that no worker ever served."""
     rows = queues_of(session).list()
@@ -75,7 +76,7 @@ def list_queues(session: Session) -> None:
             say(f"queue {row.queue}: jobs wait and no worker ever served it; start one with -q {row.queue}")
 
 
-@verb(app, "get")
+@verb(app, "get", watch=True)
 def get_queue(session: Session, *, queue: Name) -> None:
     """One queue, with what is promised of it and its pause."""
     session.printer.one(queues_of(session).get(queue), name="queue", kind="queue")
@@ -169,7 +170,7 @@ def drain(
 
     def tell(row: QueueHealth) -> None:
         nonlocal told_at
-        if time.monotonic() - told_at >= PROGRESS_S:
+        if time.monotonic() - told_at >= LINE_S:
             told_at = time.monotonic()
             say(f"queue {queue}: {row.due} due, {row.running} running")
 
@@ -228,7 +229,7 @@ def resume(session: Session, *, queue: Name, reason: Reason = None, dry_run: Dry
     say(f"queue {queue} is running" if lifted else f"queue {queue} was not paused")
 
 
-@verb(workers_app, "list")
+@verb(workers_app, "list", watch=True)
 def list_workers(
     session: Session,
     *,
@@ -253,5 +254,6 @@ def drain_worker(
     if dry_run:
         say(f"would drain worker {worker} in {session.desk.place}")
         return
+    say(f"drain worker {worker} in {session.desk.place} ({session.desk.environment})")
     queues_of(session).drain_worker(worker, reason=reason)
     say(f"worker {worker} was asked to finish and leave")

@@ -60,7 +60,7 @@ def schedules_of(session: Session) -> Schedules:
     return Schedules(session.desk)
 
 
-@verb(app, "list")
+@verb(app, "list", watch=True)
 def list_schedules(session: Session) -> None:
     """Every schedule: its next fire, its last run and what became of it."""
     from pgqueue.core.durations import format_duration
@@ -88,7 +88,7 @@ def get_schedule(session: Session, *, name: Name) -> None:
     session.printer.one(asdict(schedules_of(session).get(name)), name="name", kind="schedule")
 
 
-@verb(app, "log")
+@verb(app, "log", watch=True)
 def show_log(session: Session, *, name: Name, limit: Limit = 50) -> None:
     """A schedule's fires, newest first, missed ones too."""
     runs = schedules_of(session).runs(name, limit=limit)

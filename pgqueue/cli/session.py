@@ -18,6 +18,8 @@ from typing import TYPE_CHECKING, Annotated, Any, Concatenate, Final, ParamSpec
 
 import typer
 
+from pgqueue.cli.again import INTERRUPTED_EXIT, WATCH, again
+
 if TYPE_CHECKING:
     from pgqueue.cli.out import Printer
     from pgqueue.control.desk import Desk
@@ -83,6 +85,11 @@ _COMMON: Final = {
 }
 
 
+_WATCH_PARAMETER: Final = inspect.Parameter(
+    "watch", inspect.Parameter.KEYWORD_ONLY, default=None, annotation=Annotated[str | None, WATCH]
+)
+
+
 @dataclass(frozen=True)
 class Session:
     """One run of one verb."""
@@ -138,9 +145,12 @@ def say(line: str) -> None:
 
 
 def verb(
-    app: typer.Typer, name: str | None = None, **options: Any
+    app: typer.Typer, name: str | None = None, *, watch: bool = False, **options: Any
 ) -> Callable[[Callable[Concatenate[Session, P], int | None]], Callable[Concatenate[Session, P], int | None]]:
-    """Register a verb. Its function gets the Session first, and returns its exit code (None = 0)."""
+    """Register a verb. Its function gets the Session first, and returns its exit code (None = 0).
+
+    watch: give it the option `-w`, and call it again and again if that is there.
+    """
 
     def register(
         function: Callable[Concatenate[Session, P], int | None],
@@ -149,9 +159,16 @@ def verb(
         def entry(*args: Any, **kwargs: Any) -> None:
             ctx: typer.Context = kwargs.pop("ctx")
             own = Common(**{option: kwargs.pop(option) for option in _COMMON})
+            every = kwargs.pop("watch") if watch else None
+            session = Session(merged(ctx, own))
             try:
-                code = function(Session(merged(ctx, own)), *args, **kwargs)
+                code = again(
+                    every, lambda: session.printer, functools.partial(function, session, *args, **kwargs)
+                )
                 sys.stdout.flush()
+            except KeyboardInterrupt:
+                # Typer would say that nothing was done, which only a question's answer can know.
+                code = INTERRUPTED_EXIT
             except BrokenPipeError:
                 # Typer would make a failure of it; a reader that has seen enough is none.
                 _forget_stdout()
@@ -167,6 +184,7 @@ def verb(
                 p.replace(kind=inspect.Parameter.KEYWORD_ONLY)
                 for p in list(signature.parameters.values())[1:]
             ),
+            *([_WATCH_PARAMETER] if watch else []),
             *(
                 inspect.Parameter(
                     option, inspect.Parameter.KEYWORD_ONLY, default=default, annotation=Annotated[kind, info]

@@ -11,6 +11,7 @@ import json
 import os
 import platform
 import re
+import time
 from collections import Counter
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
@@ -37,6 +38,7 @@ Ids = list[int]
 
 BATCH: Final = 500  # deeds per transaction
 ACTOR_CHARS_MAX: Final = 200
+RATE_MAX_PER_S: Final = 10_000.0
 PRODUCTION: Final = "production"
 
 _MISSING: Final = frozenset({"42P01", "3F000", "42883", "42703"})
@@ -77,6 +79,7 @@ class Desk:
         self._dsn = dsn
         self._role = role
         self._timeout_s = connect_timeout_s
+        self._rate_per_s = 0.0
         self.via = via
         self.environment = environment
         self.actor = _actor()
@@ -121,6 +124,14 @@ class Desk:
             row = conn.execute(statement(name), parameters or {}).fetchone()
         return None if row is None else row[0]
 
+    def throttle(self, rate_per_s: float) -> None:
+        """Do at most so many deeds a second from now on; 0: as fast as the database goes along."""
+        if not 0 <= rate_per_s <= RATE_MAX_PER_S:
+            raise InvalidOption(
+                "rate", "out of range", limit=f"0–{RATE_MAX_PER_S:g} a second, 0 = all at once"
+            )
+        self._rate_per_s = rate_per_s
+
     def deeds(
         self,
         name: str,
@@ -128,14 +139,19 @@ class Desk:
         reason: str | None,
         more: Callable[[int], Mapping[str, Any]] | None = None,
     ) -> Iterator[tuple[Any, ...]]:
-        """Do a deed to each id, `BATCH` to a transaction, and yield the statement's rows as each is committed.
+        """Do a deed to each id, `BATCH` to a transaction at most, and yield the statement's rows as each is committed.
 
         `more(n)`: further parameters of the batch that begins with the n-th id.
         """
+        rate = self._rate_per_s
+        size = max(1, min(BATCH, round(rate))) if rate else BATCH
+        began = time.monotonic()
         with self.connection(name) as conn:
-            for at in range(0, len(ids), BATCH):
+            for at in range(0, len(ids), size):
+                if rate:
+                    time.sleep(max(0.0, began + at / rate - time.monotonic()))
                 parameters = {
-                    "ids": list(ids[at : at + BATCH]),
+                    "ids": list(ids[at : at + size]),
                     "reason": reason,
                     "actor": self.actor,
                     "via": self.via,

@@ -136,6 +136,27 @@ SELECT d.job_id, d.task, d.queue, 'dead', d.priority, d.attempts, d.max_attempts
   d.error_message, d.args::text, NULL, coalesce(d.headers, '{}'), coalesce(d.errors, '[]'), NULL, NULL, d.timeout_s, NULL, NULL, NULL, NULL
 FROM pgqueue.dead_letter_jobs d WHERE d.job_id = %(id)s
 
+-- name: tail_jobs
+-- purpose:   the attempts that ended since a moment, the newest first
+-- called by: control/tail, every second
+-- guard:     none
+-- locks:     none
+-- index:     job_history_finished_at_idx and job_transitions_at_idx of the last day or two
+-- returns:   one row per attempt
+SELECT e.* FROM (
+  SELECT h.finished_at AS at, h.job_id AS id, h.task, h.queue, h.state, NULL::text AS reason, h.attempts::integer AS attempt, h.wait_s, h.run_s,
+    NULL::text AS error_type, NULL::timestamptz AS next_run_at
+  FROM pgqueue.job_history h WHERE h.finished_at > %(since)s AND h.state = 'succeeded'
+  UNION ALL
+  SELECT t.at, t.job_id, t.task, t.queue, t.to_state, t.reason, coalesce(t.attempt, 0)::integer, t.wait_s, t.run_s, t.error_type, t.next_run_at
+  FROM pgqueue.job_transitions t WHERE t.at > %(since)s AND (t.run_s IS NOT NULL OR t.to_state IN ('dead', 'cancelled'))
+) e
+WHERE (%(queue)s::text IS NULL OR e.queue = %(queue)s::text)
+  AND (%(task)s::text IS NULL OR e.task = %(task)s::text)
+  AND (%(task_prefix)s::text IS NULL OR starts_with(e.task, %(task_prefix)s::text))
+ORDER BY e.at DESC, e.id DESC
+LIMIT %(limit)s
+
 -- name: job_end
 -- purpose:   whether a job has ended, and how
 -- called by: control/jobs (wait), again and again
