@@ -1,44 +1,36 @@
-"""The connections a handler's effect goes through, and the transaction that its settlement joins.
+"""The connections a handler's effect goes through: each lent to one job at a time, in one transaction with a mark.
 
-The executor lends one out per job, at the handler's first use of `ctx.conn`. BEGIN and the job's mark go out
-in one message with the first statement; the settlement, COMMIT and the reset of session state in another.
+BEGIN and the mark are sent when the connection is lent and their answer is read before the first statement, so that
+nobody waits for them. How the transaction ends: storage/settling.py.
 """
 
 from __future__ import annotations
 
+import contextlib
 import uuid
+from collections.abc import AsyncIterator, Iterator
 from typing import Any, Final, NoReturn
 
 import psycopg
-from psycopg import AsyncConnection, BaseConnection, Connection, generators, pq
+from psycopg import AsyncConnection, AsyncPipeline, BaseConnection, Connection, Pipeline, generators, pq
 from psycopg.abc import PQGen
-from psycopg.rows import tuple_row
 from psycopg_pool import AsyncConnectionPool, ConnectionPool
 
 from pgqueue.errors import TransactionMisuse
 from pgqueue.storage.connect import JOB, connect_arguments
-from pgqueue.storage.statements import statement
 
-_COMMIT: Final = b"COMMIT"
-_SETTLE: Final = statement("settle_in_transaction")
-_SETTLE_MANY: Final = statement("settle_many_in_transaction")
-# What a handler may have left on the session. After each commit go its settings and its locks; the same question
-# tells whether there are temporary tables or channels, which cost a statement each. A role waits for the next BEGIN.
-_RESET_SETTINGS: Final = b"RESET ALL"
-_RELEASE: Final = (
-    b"SELECT pg_catalog.pg_advisory_unlock_all(), pg_catalog.pg_my_temp_schema()::pg_catalog.int8,"
-    b" EXISTS (SELECT FROM pg_catalog.pg_listening_channels())"
+# What the last handler left on the session: its settings and its role go with the next BEGIN, in one message.
+_BEGIN: Final = (
+    b"RESET SESSION AUTHORIZATION; RESET ALL; BEGIN ISOLATION LEVEL READ COMMITTED;"
+    b" SET LOCAL statement_timeout = %d; SET LOCAL pgqueue.claim = '%s'"
 )
-_RESET_ROLE: Final = b"RESET SESSION AUTHORIZATION"
-_DROP_TEMP: Final = b"DISCARD TEMP"
-_UNLISTEN: Final = b"UNLISTEN *"
 # All of it, where a transaction was given up. DISCARD ALL is not allowed in a pipeline.
 _RESET: Final = (
-    _RESET_ROLE,
-    _RESET_SETTINGS,
-    _UNLISTEN,
+    b"RESET SESSION AUTHORIZATION",
+    b"RESET ALL",
+    b"UNLISTEN *",
     b"SELECT pg_catalog.pg_advisory_unlock_all()",
-    _DROP_TEMP,
+    b"DISCARD TEMP",
 )
 _MISUSE: Final = (
     "the job's transaction is pgqueue's to end: return to commit it with the job's settlement, raise to roll it back, "
@@ -46,53 +38,73 @@ _MISUSE: Final = (
 )
 
 
-class _Marked(BaseConnection[Any]):
-    """What both kinds of connection share: the mark of the running job in BEGIN, and the refusal of commit()."""
+class Habits:
+    """What all connections of a pool have learnt: whether statements may be prepared on them."""
 
-    _mark: uuid.UUID | None = None
-    _timeout_ms: int = 0
+    __slots__ = ("prepares",)
+
+    def __init__(self, *, prepares: bool = True) -> None:
+        self.prepares = prepares
+
+
+class Marked(BaseConnection[Any]):
+    """What both kinds of connection share: the job's transaction from `enter_job` to `leave_job`."""
+
     guarded: bool = False
-    began: bool = False
     hush: bool = False  # SQLAlchemy's own rollback and close when it lets go: nothing to do
+    prepared: bool = False
+    habits: Habits
+    _unread: bool = False  # a message was sent whose answer nobody has read
 
     def enter_job(self, claim_id: str, timeout_s: float | None) -> None:
-        """From now on, until `leave_job`, transactions carry this claim's mark and only pgqueue ends them."""
-        self._mark = uuid.UUID(claim_id)
-        self._timeout_ms = round((timeout_s or 0) * 1000)
+        """Open the transaction of a job: from now on, until `leave_job`, only pgqueue ends it.
+
+        The mark is local to the transaction, so a handler that ends it loses it, and the settlement sees that.
+        """
         self.guarded = True
-        self.began = False
+        self.tell(_BEGIN % (round((timeout_s or 0) * 1000), str(uuid.UUID(claim_id)).encode()))
 
     def leave_job(self) -> None:
         """Give the connection's own commit, rollback and close back."""
-        self._mark = None
         self.guarded = False
 
-    def _start_query(self) -> PQGen[None]:
-        # psycopg's own hook before every statement. With a mark, BEGIN and the mark are one message: the
-        # mark is local to the transaction, so a handler that ends it loses it, and the settlement sees that.
-        if self._mark is None:
-            yield from super()._start_query()
+    def tell(self, text: bytes) -> None:
+        """Send statements that return nothing; whoever speaks next reads the answer first, and meets its error."""
+        self.pgconn.send_query(text)
+        self._unread = True
+
+    def heard(self) -> PQGen[None]:
+        """Read the answer to what was told, if there is one."""
+        if not self._unread:
             return
-        if self.pgconn.transaction_status != pq.TransactionStatus.IDLE:
-            return
-        if self.began:
-            # The handler sent its own COMMIT or ROLLBACK: a second transaction would hide that from the mark.
-            _refuse()
-        self.began = True
-        opening = (
-            b"BEGIN ISOLATION LEVEL READ COMMITTED",
-            _RESET_ROLE,
-            b"SET LOCAL statement_timeout = %d" % self._timeout_ms,
-            b"SET LOCAL pgqueue.claim = '%s'" % str(self._mark).encode(),
-        )
-        if self._pipeline is not None:
-            for text in opening:
-                yield from self._exec_command(text)
-            return
-        self.pgconn.send_query(b"; ".join(opening))
+        self._unread = False
         for result in (yield from generators.execute(self.pgconn)):
             if result.status != pq.ExecStatus.COMMAND_OK:
                 raise psycopg.errors.error_from_result(result)
+
+    def refuse_if_ended(self) -> None:
+        """Raise TransactionMisuse if the handler ended the job's transaction: a second one would hide it from the mark."""
+        if self.pgconn.transaction_status == pq.TransactionStatus.IDLE:
+            _refuse()
+
+    def _start_query(self) -> PQGen[None]:
+        # psycopg's own hook before every statement: here it would begin a transaction.
+        if not self.guarded:
+            yield from super()._start_query()
+            return
+        yield from self.heard()
+        self.refuse_if_ended()
+
+    def _exec_command(self, command: Any, result_format: pq.Format = pq.Format.TEXT) -> PQGen[Any]:
+        # The way of savepoints and of rollback.
+        yield from self.heard()
+        return (yield from super()._exec_command(command, result_format))
+
+    def _deallocate(self, name: bytes | None) -> PQGen[None]:
+        # After ROLLBACK, DROP and ALTER psycopg throws away everything that was prepared, and ours goes with it.
+        if name is None:
+            self.prepared = False
+        yield from super()._deallocate(name)
 
     def add_notice_handler(self, callback: Any) -> None:
         """Add a handler once: SQLAlchemy adds its own each time it borrows the connection."""
@@ -104,7 +116,7 @@ def _refuse() -> NoReturn:
     raise TransactionMisuse(_MISUSE)
 
 
-class JobConnection(_Marked, Connection[Any]):
+class JobConnection(Marked, Connection[Any]):
     """psycopg's Connection as a handler sees it in `ctx.conn`."""
 
     def commit(self) -> None:
@@ -131,6 +143,26 @@ class JobConnection(_Marked, Connection[Any]):
             _refuse()
         super().close()
 
+    def answered(self) -> None:
+        """Read the answer to what was told."""
+        if self._unread:
+            with self.lock:
+                self.wait(self.heard())
+
+    @contextlib.contextmanager
+    def pipeline(self) -> Iterator[Pipeline]:
+        """As psycopg's."""
+        self.answered()
+        with super().pipeline() as pipeline:
+            yield pipeline
+
+    @contextlib.contextmanager
+    def _pipeline_nolock(self) -> Iterator[Pipeline]:
+        # psycopg's own way into a pipeline, for executemany; it has the lock already.
+        self.wait(self.heard())
+        with super()._pipeline_nolock() as pipeline:
+            yield pipeline
+
     def reset_session(self) -> None:
         """Undo what a handler may have left on the session."""
         with self.pipeline():
@@ -139,7 +171,7 @@ class JobConnection(_Marked, Connection[Any]):
         super().commit()
 
 
-class AsyncJobConnection(_Marked, AsyncConnection[Any]):
+class AsyncJobConnection(Marked, AsyncConnection[Any]):
     """psycopg's AsyncConnection as a handler sees it in `ctx.conn`."""
 
     async def commit(self) -> None:
@@ -166,6 +198,26 @@ class AsyncJobConnection(_Marked, AsyncConnection[Any]):
             _refuse()
         await super().close()
 
+    async def answered(self) -> None:
+        """Read the answer to what was told."""
+        if self._unread:
+            async with self.lock:
+                await self.wait(self.heard())
+
+    @contextlib.asynccontextmanager
+    async def pipeline(self) -> AsyncIterator[AsyncPipeline]:
+        """As psycopg's."""
+        await self.answered()
+        async with super().pipeline() as pipeline:
+            yield pipeline
+
+    @contextlib.asynccontextmanager
+    async def _pipeline_nolock(self) -> AsyncIterator[AsyncPipeline]:
+        # As above.
+        await self.wait(self.heard())
+        async with super()._pipeline_nolock() as pipeline:
+            yield pipeline
+
     async def reset_session(self) -> None:
         """Undo what a handler may have left on the session."""
         async with self.pipeline():
@@ -183,10 +235,16 @@ def job_pool(
     arguments["autocommit"] = False
     if not prepare:
         arguments["prepare_threshold"] = None
+    habits = Habits(prepares=prepare)
+
+    def configure(conn: JobConnection) -> None:
+        conn.habits = habits
+
     return ConnectionPool(
         conninfo,
         connection_class=JobConnection,
         kwargs=arguments,
+        configure=configure,
         min_size=0,
         max_size=size_max,
         open=True,
@@ -204,57 +262,19 @@ def async_job_pool(
     arguments["autocommit"] = False
     if not prepare:
         arguments["prepare_threshold"] = None
+    habits = Habits(prepares=prepare)
+
+    async def configure(conn: AsyncJobConnection) -> None:
+        conn.habits = habits
+
     return AsyncConnectionPool(
         conninfo,
         connection_class=AsyncJobConnection,
         kwargs=arguments,
+        configure=configure,
         min_size=0,
         max_size=size_max,
         open=False,
         name=f"pgqueue-job-{label}",
         timeout=30,
     )
-
-
-def settle_and_commit(conn: JobConnection, settlement: dict[str, Any], *, many: bool = False) -> None:
-    """Send the settlement, COMMIT and the session's reset as one message; raise if any was refused.
-
-    The settlement raises when the claim is lost or the mark is gone, and then COMMIT ends nothing.
-    """
-    conn.leave_job()
-    left = conn.cursor(row_factory=tuple_row)
-    with conn.pipeline():
-        conn.execute(_SETTLE_MANY if many else _SETTLE, settlement)
-        conn.execute(_COMMIT)
-        conn.execute(_RESET_SETTINGS)
-        left.execute(_RELEASE)
-    if rest := _what_is_left(left.fetchone()):
-        with conn.pipeline():
-            for text in rest:
-                conn.execute(text)
-        conn.commit()  # psycopg has begun a transaction for them
-
-
-async def settle_and_commit_async(
-    conn: AsyncJobConnection, settlement: dict[str, Any], *, many: bool = False
-) -> None:
-    """The same on an async connection."""
-    conn.leave_job()
-    left = conn.cursor(row_factory=tuple_row)
-    async with conn.pipeline():
-        await conn.execute(_SETTLE_MANY if many else _SETTLE, settlement)
-        await conn.execute(_COMMIT)
-        await conn.execute(_RESET_SETTINGS)
-        await left.execute(_RELEASE)
-    if rest := _what_is_left(await left.fetchone()):
-        async with conn.pipeline():
-            for text in rest:
-                await conn.execute(text)
-        await conn.commit()  # as above
-
-
-def _what_is_left(row: tuple[Any, ...] | None) -> list[bytes]:
-    """The statements that the session still needs, as a rule none; in the role of the session's own user."""
-    if row is None or not (row[1] or row[2]):
-        return []
-    return [_RESET_ROLE, *([_DROP_TEMP] if row[1] else []), *([_UNLISTEN] if row[2] else [])]

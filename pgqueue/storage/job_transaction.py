@@ -14,15 +14,12 @@ from types import ModuleType
 from typing import TYPE_CHECKING, Any, Final
 
 import psycopg
+from psycopg import pq
 from psycopg_pool import AsyncConnectionPool, ConnectionPool
 
 from pgqueue.storage.deadline import deadline
-from pgqueue.storage.handlers import (
-    AsyncJobConnection,
-    JobConnection,
-    settle_and_commit,
-    settle_and_commit_async,
-)
+from pgqueue.storage.handlers import AsyncJobConnection, JobConnection
+from pgqueue.storage.settling import settle_and_commit, settle_and_commit_async
 
 if TYPE_CHECKING:
     from sqlalchemy.engine import Connection as SAConnection
@@ -71,9 +68,18 @@ class JobTransaction:
             self._session.flush()
 
     def step(self) -> None:
-        """Begin the next member of a group: what it writes can be undone alone. One message, not two."""
-        self.conn.execute(_NEXT if self._stepped else _STEP)
+        """Begin the next member of a group: what it writes can be undone alone. One message, and nobody waits for it."""
+        conn = self.conn
+        conn.answered()
+        conn.tell(_NEXT if self._stepped else _STEP)
         self._stepped = True
+
+    def fails(self) -> bool:
+        """Whether an error has left nothing of it to be committed, though the handler may have hidden it."""
+        conn = self.conn
+        conn.answered()
+        conn.refuse_if_ended()
+        return conn.pgconn.transaction_status == pq.TransactionStatus.INERROR
 
     def undo_step(self) -> bool:
         """Undo the current member's part; False if the transaction cannot be saved."""
@@ -89,8 +95,6 @@ class JobTransaction:
         """Flush, settle and commit. Raises what the database answers; then the caller must `abort`."""
         conn = self.conn
         self.flush()
-        if conn.pgconn.transaction_status == psycopg.pq.TransactionStatus.IDLE:
-            conn.execute(b"SELECT")  # begins, if nothing was sent yet; raises, if the handler ended it
         with deadline(conn, SETTLE_DEADLINE_S):
             settle_and_commit(conn, settlement, many=many)
         self._give_back(conn)
@@ -101,9 +105,12 @@ class JobTransaction:
         if conn is None:
             return
         conn.leave_job()
-        with contextlib.suppress(psycopg.Error), deadline(conn, SETTLE_DEADLINE_S):
-            conn.rollback()
-            conn.reset_session()
+        with deadline(conn, SETTLE_DEADLINE_S):
+            with contextlib.suppress(psycopg.Error):
+                conn.answered()
+            with contextlib.suppress(psycopg.Error):
+                conn.rollback()
+                conn.reset_session()
         self._give_back(conn)
 
     @property
@@ -167,10 +174,18 @@ class AsyncJobTransaction:
             await self._session.flush()
 
     async def step(self) -> None:
-        """Begin the next member of a group: what it writes can be undone alone. One message, not two."""
+        """Begin the next member of a group: what it writes can be undone alone. One message, and nobody waits for it."""
         conn = await self.connection()
-        await conn.execute(_NEXT if self._stepped else _STEP)
+        await conn.answered()
+        conn.tell(_NEXT if self._stepped else _STEP)
         self._stepped = True
+
+    async def fails(self) -> bool:
+        """Whether an error has left nothing of it to be committed, though the handler may have hidden it."""
+        conn = await self.connection()
+        await conn.answered()
+        conn.refuse_if_ended()
+        return conn.pgconn.transaction_status == pq.TransactionStatus.INERROR
 
     async def undo_step(self) -> bool:
         """Undo the current member's part; False if the transaction cannot be saved."""
@@ -186,8 +201,6 @@ class AsyncJobTransaction:
         """Flush, settle and commit. Raises what the database answers; then the caller must `abort`."""
         await self.flush()
         conn = await self.connection()
-        if conn.pgconn.transaction_status == psycopg.pq.TransactionStatus.IDLE:
-            await conn.execute(b"SELECT")  # as above
         await settle_and_commit_async(conn, settlement, many=many)
         await self._give_back(conn)
 
@@ -197,6 +210,8 @@ class AsyncJobTransaction:
         if conn is None:
             return
         conn.leave_job()
+        with contextlib.suppress(psycopg.Error):
+            await conn.answered()
         with contextlib.suppress(psycopg.Error):
             await conn.rollback()
             await conn.reset_session()

@@ -8,7 +8,7 @@ from __future__ import annotations
 import os
 import threading
 import time
-from typing import Any, Final
+from typing import Any
 
 from psycopg_pool import ConnectionPool
 
@@ -29,8 +29,6 @@ from pgqueue.worker.slots import Pool
 from pgqueue.worker.spans import begin_span, end_span
 from pgqueue.worker.state import NEVER, Running, WorkerState
 from pgqueue.worker.windows import gather, leads
-
-HIDDEN_ERROR: Final = "the handler swallowed a database error; nothing it wrote could be committed. Let it raise, or put the risky part into `with ctx.transaction()`"
 
 
 class SyncExecutor:

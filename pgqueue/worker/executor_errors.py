@@ -27,6 +27,12 @@ def leave_if_forked(pid: int) -> None:
         os._exit(1)
 
 
+def refuse_hidden_error(*, fails: bool) -> None:
+    """Raise TransactionMisuse for a handler that returned though nothing of its transaction can be committed."""
+    if fails:
+        raise TransactionMisuse(HIDDEN_ERROR)
+
+
 def handler_fault(error: BaseException, *, lost: bool) -> Verdict:
     """Say whether the attempt failed, the fence refused, the COMMIT's fate is unknown, or the transaction was misused."""
     if not isinstance(error, psycopg.Error):

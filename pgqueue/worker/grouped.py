@@ -11,6 +11,7 @@ import threading
 import time
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
+from functools import partial
 from typing import Any, Final
 
 import psycopg
@@ -22,7 +23,7 @@ from pgqueue.storage.faults import Fault, classify
 from pgqueue.storage.job_transaction import JobTransaction
 from pgqueue.worker.claimed import ClaimedJob
 from pgqueue.worker.context import BatchContext, JobContext
-from pgqueue.worker.executor_errors import handler_fault, leave_if_forked
+from pgqueue.worker.executor_errors import handler_fault, leave_if_forked, refuse_hidden_error
 from pgqueue.worker.outcome import Prepared, ended_badly, not_to_start, prepare
 from pgqueue.worker.settler import Settler, array_parameters
 from pgqueue.worker.spans import spanning
@@ -201,22 +202,14 @@ class GroupRunner(Together):
             for member in members:
                 if running.job.done:
                     break
-                ran.add(member.job.id)
                 began = time.monotonic()
-                own = JobContext(
-                    member.job,
-                    member.prepared.args,
-                    member.prepared.extras,
-                    member.prepared.max_attempts,
-                    shared.deadline,
-                    shared.member_transaction,
-                    self._state.steps,
-                    self._state.progress,
-                )
+                own = self._context_of(member, shared)
+                ran.add(member.job.id)
                 try:
                     member.result, member.warning = self._call(member, own)
                     if (transaction := own.opened()) is not None:
                         transaction.flush()
+                        refuse_hidden_error(fails=transaction.fails())
                     member.run_s = time.monotonic() - began
                     good.append(member)
                 except Exception as error:
@@ -238,6 +231,23 @@ class GroupRunner(Together):
             self._leave(running)
         for member, met in failed:
             self._fail_one(member, met, started)
+
+    def _context_of(self, member: Member, shared: BatchContext) -> JobContext:
+        begin = shared.member_transaction
+        if (transaction := shared.opened()) is not None:
+            transaction.step()  # its answer comes while the call is prepared
+            begin = partial(_same, transaction)
+        prepared = member.prepared
+        return JobContext(
+            member.job,
+            prepared.args,
+            prepared.extras,
+            prepared.max_attempts,
+            shared.deadline,
+            begin,
+            self._state.steps,
+            self._state.progress,
+        )
 
     def _singly(
         self,
@@ -311,6 +321,10 @@ class GroupRunner(Together):
         for member in members:
             self._state.running[member.job.id] = running
         return context, running
+
+
+def _same(transaction: JobTransaction) -> JobTransaction:
+    return transaction
 
 
 def _close(context: BatchContext) -> bool:

@@ -17,7 +17,7 @@ from pgqueue.storage.faults import Fault, classify
 from pgqueue.storage.job_transaction import AsyncJobTransaction
 from pgqueue.worker.claimed import ClaimedJob
 from pgqueue.worker.context import AsyncBatchContext, AsyncJobContext
-from pgqueue.worker.executor_errors import leave_if_forked
+from pgqueue.worker.executor_errors import leave_if_forked, refuse_hidden_error
 from pgqueue.worker.grouped import Member, Together, by_key, fit_members
 from pgqueue.worker.settler import Settler, array_parameters
 from pgqueue.worker.spans import spanning
@@ -147,6 +147,7 @@ class AsyncGroupRunner(Together):
         try:
             member.result, member.warning = await self._call(member, own)
             await transaction.flush()
+            refuse_hidden_error(fails=await transaction.fails())
             member.run_s = time.monotonic() - began
             good.append(member)
         except Exception as error:

@@ -35,6 +35,7 @@ def gather(
     claim_id = str(uuid.uuid4())
     try:
         with connections.connection() as conn:
+            conn.reset_session()  # what the last handler left there would hold for this statement, too
             rows = conn.execute(statement("gather_window"), _parameters(state, leader, claim_id)).fetchall()
     except psycopg.Error as error:
         # It may have been committed: the heart finds a claim that nobody knows, and gives it back.
@@ -52,6 +53,7 @@ async def gather_async(
     claim_id = str(uuid.uuid4())
     try:
         async with connections.connection() as conn:
+            await conn.reset_session()  # as above
             cursor = await conn.execute(statement("gather_window"), _parameters(state, leader, claim_id))
             rows = await cursor.fetchall()
     except psycopg.Error as error:

@@ -41,7 +41,7 @@ WITH gone AS (
   INSERT INTO pgqueue.job_history (job_id, enqueued_at, due_at, started_at, finished_at, claim_id, worker_id, ready_seq, wait_s, run_s,
     priority, attempts, max_attempts, state, queue, task, args, result, headers, tags, idempotency_key, errors, parent_id, redrive_of)
   SELECT g.id, g.created_at, g.run_at, g.started_at, pg_catalog.clock_timestamp(), g.claim_id, g.worker_id, g.ready_seq,
-    greatest(0, pg_catalog.date_part('epoch', g.started_at OPERATOR(pg_catalog.-) g.run_at) OPERATOR(pg_catalog.+) %(buffered)s), %(run)s,
+    greatest(0, pg_catalog.date_part('epoch', g.started_at OPERATOR(pg_catalog.-) g.run_at) OPERATOR(pg_catalog.+) %(buffered)s::pg_catalog.float8), %(run)s::pg_catalog.float4,
     g.priority, g.attempt, g.max_attempts, 'succeeded', g.queue, g.task, g.args, %(result)s::pg_catalog.jsonb, g.headers, g.tags, g.idempotency_key,
     g.errors, g.parent_id, g.redrive_of
   FROM gone g
@@ -77,6 +77,16 @@ FROM gone g
 RETURNING job_id
 )
 SELECT pgqueue.assert_settled((SELECT pg_catalog.count(*) FROM kept), (SELECT pg_catalog.count(*)::integer FROM asked), %(mark)s)
+
+-- name: release_session
+-- purpose:   free the session locks that a handler took, and tell whether it left temporary tables or channels behind
+-- called by: storage/settling.py, in one message with the settlement and COMMIT
+-- guard:     none; nothing of another session is touched
+-- locks:     none
+-- index:     none
+-- returns:   nothing of interest, the oid of the session's schema of temporary tables or 0, whether it listens
+SELECT pg_catalog.pg_advisory_unlock_all(), pg_catalog.pg_my_temp_schema()::pg_catalog.int8,
+  EXISTS (SELECT FROM pg_catalog.pg_listening_channels())
 
 -- name: settle_otherwise
 -- purpose:   end claims in any other way: retry, snooze, release, hold, dead letter, cancel; with their audit rows

@@ -123,8 +123,9 @@ def test_a_jobs_own_transaction_cut_anywhere_has_one_effect(site: Site, sent: bo
     site.start()
     for _ in range(7):  # by then the statements are prepared, as they are in the long run
         site.live("effect")
-    assert site.lives("effect", "pgqueue/job", sent=sent) > 10
-    assert site.found_out() == {"succeeded", "read_back"}
+    assert site.lives("effect", "pgqueue/job", sent=sent) > 5
+    # COMMIT is in the last message: it arrived, or it did not.
+    assert site.found_out() == ({"succeeded", "read_back"} if sent else {"succeeded"})
     assert len(set(site.runs)) < len(site.runs), "some cuts came before the COMMIT, and the job ran again"
 
 
@@ -149,7 +150,7 @@ def test_a_groups_transaction_cut_anywhere_is_read_back_for_each_member(
     for _ in range(3):
         site.live("member", 3)
     assert site.lives("member", "pgqueue/job", sent=sent, jobs=3) > 10
-    assert site.found_out() == {"succeeded", "read_back"}
+    assert site.found_out() == ({"succeeded", "read_back"} if sent else {"succeeded"})
 
 
 @pytest.mark.proves("P3", "P6", "P7", "F60")
