@@ -11,7 +11,7 @@ import json
 import sys
 import time
 from collections.abc import Awaitable, Callable
-from typing import Any, Protocol
+from typing import Any, Literal, Protocol
 
 import psycopg
 
@@ -20,6 +20,7 @@ LATENCY_PER_S = 50
 LOOK_S = 0.02
 GIVE_UP_S = 240
 EFFECT = "INSERT INTO bench_effects (n) VALUES (%s)"
+EFFECTS = "INSERT INTO bench_effects (n) SELECT unnest(%s::bigint[])"
 
 
 class Peer(Protocol):
@@ -79,22 +80,29 @@ def main(peer: Peer) -> None:
     elif verb == "feed":
         answer = {"seconds": _timed(peer.single(dsn, task, count, _Paced()))}
     elif verb == "work":
-        answer = asyncio.run(_work(peer, dsn, count))
+        answer = asyncio.run(_work(peer, dsn, count, "all"))
+    elif verb == "part":
+        answer = asyncio.run(_work(peer, dsn, count, "part"))
     else:
         raise SystemExit(f"no verb {verb}")
     print(json.dumps(answer))
 
 
-async def _work(peer: Peer, dsn: str, count: int) -> dict[str, Any]:
+async def _work(peer: Peer, dsn: str, count: int, amount: Literal["all", "part"]) -> dict[str, Any]:
+    """Work `count` jobs off: all there are, or the first of many more."""
     counter = Counter()
     ended: list[float] = []
+    done: list[int] = []
 
     async def until() -> None:
         give_up = time.monotonic() + GIVE_UP_S
         with psycopg.connect(dsn, autocommit=True) as conn:
             while True:
-                if counter.count >= count and conn.execute(peer.remaining.encode()).fetchone() == (0,):
+                if counter.count >= count and (
+                    amount == "part" or conn.execute(peer.remaining.encode()).fetchone() == (0,)
+                ):
                     ended.append(time.time())
+                    done.append(counter.count)
                     return
                 if time.monotonic() > give_up:
                     return
@@ -109,6 +117,7 @@ async def _work(peer: Peer, dsn: str, count: int) -> dict[str, Any]:
     return {
         "seconds": ended[0] - counter.started if ended and counter.started else None,
         "runs": counter.count,
+        "runs_at_end": done[0] if done else None,
         "left": left[0],
         "effects": effects[0],
         "distinct": effects[1],

@@ -7,9 +7,9 @@ import time
 from collections.abc import Awaitable, Callable
 
 import psycopg
-from common import EFFECT, NOTE, Counter, main
+from common import EFFECT, EFFECTS, NOTE, Counter, main
 
-from pgqueue import App, JobContext
+from pgqueue import App, Job, JobContext
 from pgqueue.storage.migrate import upgrade
 
 SLOTS = 8
@@ -60,7 +60,18 @@ def _tasks(app: App, counter: Counter) -> dict:
         ctx.conn.execute(EFFECT, (n,))
         counter.noop(at)
 
-    return {"noop": noop, "effect": effect}
+    @app.task(name="effect32", group_commit=32)
+    def effect32(ctx: JobContext, n: int, note: str, at: float) -> None:
+        ctx.conn.execute(EFFECT, (n,))
+        counter.noop(at)
+
+    @app.task(name="effect500", batch=500)
+    def effect500(ctx: JobContext, jobs: list[Job]) -> None:
+        ctx.conn.execute(EFFECTS, ([job.args["n"] for job in jobs],))
+        for job in jobs:
+            counter.noop(job.args["at"])
+
+    return {"noop": noop, "effect": effect, "effect32": effect32, "effect500": effect500}
 
 
 if __name__ == "__main__":

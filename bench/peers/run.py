@@ -38,10 +38,18 @@ class System:
     script: str
     packages: tuple[str, ...] = ()
     python: tuple[int, int] = (3, 11)
+    more: tuple[tuple[str, str], ...] = ()  # drains that only this one has: the column, the task
 
 
 SYSTEMS = (
-    System("pgqueue", "ours.py"),
+    System(
+        "pgqueue",
+        "ours.py",
+        more=(
+            ("effect drain, group_commit=32 /s", "effect32"),
+            ("effect drain, batch=500 /s", "effect500"),
+        ),
+    ),
     System("procrastinate", "procrastinate_peer.py", ("procrastinate", "psycopg[binary,pool]")),
     System("pgqueuer", "pgqueuer_peer.py", ("pgqueuer", "asyncpg", "uvloop", "psycopg[binary]")),
     System("oban", "oban_peer.py", ("oban",), (3, 12)),
@@ -92,6 +100,7 @@ def main() -> None:
     parser.add_argument("--jobs", type=int, default=20_000)
     parser.add_argument("--runs", type=int, default=3)
     parser.add_argument("--singles", type=int, default=1_000)
+    parser.add_argument("--backlog", type=int, default=200_000, help="jobs that wait behind those worked off")
     parser.add_argument("--system", action="append", choices=[system.name for system in SYSTEMS])
     parser.add_argument("--python", default="", help="a newer Python, for systems that need it")
     parser.add_argument("--save", type=Path, default=HOME / "results.json")
@@ -123,7 +132,7 @@ def main() -> None:
             for run in (*ready[number % len(ready) :], *ready[: number % len(ready)]):
                 if run.broken is None:
                     try:
-                        measure(run, results[run.system.name], options.jobs, options.singles)
+                        measure(run, results[run.system.name], options.jobs, options.singles, options.backlog)
                     except PeerError as error:
                         run.broken = str(error)
                         say(f"{run.system.name}: given up: {error}")
@@ -133,6 +142,7 @@ def main() -> None:
         "python": platform.python_version(),
         "at": datetime.now(UTC).isoformat(timespec="seconds"),
         "jobs": options.jobs,
+        "backlog": options.backlog,
         "runs": options.runs,
         "systems": {name: asdict(found) for name, found in results.items()},
     }
@@ -171,15 +181,16 @@ class Runner:
         return process
 
 
-def measure(run: Runner, results: Results, jobs: int, singles: int) -> None:
+def measure(run: Runner, results: Results, jobs: int, singles: int, backlog: int) -> None:
     """Every workload once."""
     run("clear")
     results.add("bulk enqueue /s", jobs / run("bulk", jobs)["seconds"])
     clean = rate(run("work", jobs), jobs)
     results.add("no-op drain /s", clean)
-    run("clear")
-    run("bulk", jobs // 4, "effect")
-    results.add("effect drain /s", rate(run("work", jobs // 4, "effect"), jobs // 4, effects=True))
+    for column, task in (("effect drain /s", "effect"), *run.system.more):
+        run("clear")
+        run("bulk", jobs // 4, task)
+        results.add(column, rate(run("work", jobs // 4, task), jobs // 4, effects=True))
     run("clear")
     results.add("single enqueue /s", singles / run("single", singles)["seconds"])
     rate(run("work", singles), singles)
@@ -203,6 +214,12 @@ def measure(run: Runner, results: Results, jobs: int, singles: int) -> None:
         old.execute("SELECT count(*) FROM pg_class")
         run("bulk", jobs)
         results.add("old snapshot, ratio", rate(run("work", jobs), jobs) / clean)
+    run("clear")
+    run("bulk", backlog)
+    part = run("part", jobs)
+    if part["seconds"] is None:
+        raise PeerError(f"{part['runs']} runs of {backlog} waiting jobs, wanted {jobs}")
+    results.add("with a backlog, ratio", part["runs_at_end"] / part["seconds"] / clean)
 
 
 def rate(answer: dict, jobs: int, *, effects: bool = False) -> float:

@@ -208,10 +208,15 @@ def _in_transaction(conn: Connection[Any] | AsyncConnection[Any]) -> bool:
     return not conn.autocommit or conn.pgconn.transaction_status != TransactionStatus.IDLE
 
 
+def _has_rows(cursor: Cursor[Any] | AsyncCursor[Any]) -> bool:
+    # Not `description`, which makes an object for every column: a tenth of an enqueue's own time.
+    return cursor.pgresult is not None and cursor.pgresult.nfields > 0
+
+
 def _send(cursor: Cursor[Any], step: Step) -> Any:
     try:
         cursor.execute(statement(step[0]), step[1])
-        if cursor.description is None:
+        if not _has_rows(cursor):
             return None
         row = cursor.fetchone()
     except Error as error:
@@ -222,7 +227,7 @@ def _send(cursor: Cursor[Any], step: Step) -> Any:
 async def _send_async(cursor: AsyncCursor[Any], step: Step) -> Any:
     try:
         await cursor.execute(statement(step[0]), step[1])
-        if cursor.description is None:
+        if not _has_rows(cursor):
             return None
         row = await cursor.fetchone()
     except Error as error:

@@ -35,6 +35,8 @@ QUIET_JOBS_PER_S: Final = 50  # below this rate wake-ups are the cheaper way to 
 NUDGE_S: Final = 0.005
 STAND_ASIDE_S: Final = 2.0
 STAND_ASIDE_AGAIN_S: Final = 10.0
+# More ended runs than this many settlements hold, and no more jobs are claimed: whoever dies takes them all along.
+UNSETTLED_BATCHES: Final = 8
 
 SuspectMode = Literal["never", "inline", "only"]
 
@@ -115,6 +117,9 @@ class Claimer:
         if self._suspects != "never" and self._stands_aside():
             return
         wants = [pool.want() for pool in self._pools]
+        if self._settler.pending() > UNSETTLED_BATCHES * self._state.settings.settle_batch_max:
+            self._pause(NUDGE_S)
+            return
         if not any(wants) or not self._state.may_start():
             self._pause(NUDGE_S if any(pool.waiting() for pool in self._pools) else 0.1)
             return
