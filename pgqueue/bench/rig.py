@@ -39,6 +39,7 @@ class Plan:
     jobs: int = 60_000
     processes: int = 1
     seconds: float = 10.0  # of the flows: old transaction, producers
+    rate: int = 5_000  # jobs per second of the old transaction's flow
     pending: int = 1_000_000
     history: int = 0
 
@@ -139,7 +140,7 @@ class Rig:
             client_s = self._ended_cpu_s - processes * idle_s
             if any(codes):
                 raise PgQueueError(f"bench: a worker left with exit code {max(codes)}")
-            times = [1000 * s for line in claims.read_text().splitlines() for s in json.loads(line)]
+            times = claim_times(claims)
         rows_after, commits_after = self.rows_and_commits()
         server_after = server_cpu_s(self._postmaster)
         return Work(
@@ -149,7 +150,7 @@ class Rig:
             None if server_s is None or server_after is None else server_after - server_s,
             max(0.0, client_s),
             memory.most,
-            tuple(sorted(times)),
+            times,
         )
 
     @contextmanager
@@ -200,6 +201,11 @@ class Rig:
                 started[0].wait()
             self._start_cpu_s = self._ended_cpu_s
         return self._start_cpu_s
+
+
+def claim_times(file: Path) -> tuple[float, ...]:
+    """How long the claims of workers that have ended took, in milliseconds, sorted."""
+    return tuple(sorted(1000 * s for line in file.read_text().splitlines() for s in json.loads(line)))
 
 
 class _Memory:

@@ -62,7 +62,7 @@ def claim_function() -> str:
         "claim_batch",
         {
             "pools": "ARRAY[1]",
-            "queues": "ARRAY['default']",
+            "queues": "ARRAY[claim.queue_name]",
             "priorities": "ARRAY[5]::smallint[]",
             "floors": "ARRAY[claim.floor]",
             "wants": "ARRAY[claim.want]",
@@ -71,14 +71,17 @@ def claim_function() -> str:
             "worker_id": f"'{_CLAIM}'::uuid",
         },
     )
-    return f"""CREATE OR REPLACE FUNCTION pgqueue_bench.claim(want integer, floor bigint, claim_id uuid, spent uuid)
+    return f"""CREATE OR REPLACE FUNCTION pgqueue_bench.claim(queue_name text, want integer, floor bigint, claim_id uuid, spent uuid)
 RETURNS TABLE (id bigint, pool integer, task text, args text, attempt smallint, max_attempts smallint, priority smallint,
   ready_seq bigint, queue text, wait_s double precision, expired boolean, extras text, created_at double precision)
 LANGUAGE sql VOLATILE AS $body$ {body} $body$"""
 
 
-def claimer_script(batch: int) -> str:
-    """Claim a batch and settle it, over and over: what one claimer asks of the server, without Python in between."""
+def claimer_script(batch: int, queues: int) -> str:
+    """Claim a batch and settle it, over and over: what one claimer asks of the server, without Python in between.
+
+    Client n claims from queue n modulo `queues`.
+    """
     settle = _with(
         "settle_succeeded",
         {
@@ -91,7 +94,7 @@ def claimer_script(batch: int) -> str:
     )
     return f"""SELECT gen_random_uuid() AS claim \\gset
 SELECT coalesce(array_agg(c.id), ARRAY[]::bigint[]) AS ids, count(*) AS taken, coalesce(max(c.ready_seq), :floor::bigint) AS floor
-FROM pgqueue_bench.claim({batch}, :floor::bigint, :claim::uuid, :spent::uuid) c \\gset
+FROM pgqueue_bench.claim('q' || :client_id::integer % {queues}, {batch}, :floor::bigint, :claim::uuid, :spent::uuid) c \\gset
 SELECT :claim::uuid AS spent \\gset
 {settle};
 """

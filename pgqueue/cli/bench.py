@@ -31,6 +31,9 @@ def bench(
     seconds: Annotated[
         float, typer.Option("--seconds", min=1, help="Length of the workloads that take a time.")
     ] = 10.0,
+    rate: Annotated[
+        int, typer.Option("--rate", min=20, help="Jobs per second, for `old-transaction`.")
+    ] = 5_000,
     pending: Annotated[
         int, typer.Option("--pending", min=1000, help="Jobs that wait, for `backlog`.")
     ] = 1_000_000,
@@ -65,7 +68,12 @@ def bench(
     stored = None if check is None else json.loads(check.read_text(encoding="utf-8"))
     chosen = workload or [name for name, one in WORKLOADS.items() if not one.long]
     plan = Plan(
-        jobs=jobs, processes=processes, seconds=seconds, pending=max(pending, 2 * jobs), history=history
+        jobs=jobs,
+        processes=processes,
+        seconds=seconds,
+        rate=rate,
+        pending=max(pending, 2 * jobs),
+        history=history,
     )
     machine, summaries = describe(), []
     with EmbeddedPostgres(settings={"shared_buffers": "512MB", "max_wal_size": "4GB"}) as server:
