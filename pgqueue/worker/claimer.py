@@ -31,7 +31,12 @@ from pgqueue.worker.state import WorkerState
 
 WAIT_FIRST_S: Final = 0.001
 BUSY_WAKES_PER_S: Final = 200  # more wake-ups than this cost producers more than polling costs us
-QUIET_JOBS_PER_S: Final = 50  # below this rate wake-ups are the cheaper way to hear of work
+QUIET_JOBS_PER_S: Final = (
+    150  # below this rate wake-ups are the cheaper way to hear of work, and the quicker one
+)
+LIE_DOWN_S: Final = (
+    0.008  # so long without work between two looks, at a quiet time, and a wake-up is the quicker way
+)
 NUDGE_S: Final = 0.005
 STAND_ASIDE_S: Final = 2.0
 STAND_ASIDE_AGAIN_S: Final = 10.0
@@ -269,7 +274,7 @@ class Claimer:
         if not found:
             self._wait_s = min(self._wait_s * 2, settings.poll_min_s)
             if (
-                self._wait_s >= settings.poll_min_s
+                self._wait_s >= min(LIE_DOWN_S, settings.poll_min_s)
                 and self._quiet
                 and self._can_sleep
                 and not self._link.pooled

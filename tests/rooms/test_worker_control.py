@@ -68,6 +68,26 @@ def test_an_idle_worker_asks_for_wake_ups_and_survives_its_listener(site: Any) -
     assert site.one("SELECT count(*) FROM pgqueue.sleepers") == 0
 
 
+@pytest.mark.proves("P10")
+def test_a_slow_steady_flow_is_heard_of_and_not_looked_for(make_site: Any) -> None:
+    """A job comes before the longest pause between two looks is over, over and over; the worker asks for wake-ups all the same."""
+    site = make_site(poll_min_s=10, poll_max_s=10)
+
+    @site.app.task(name="t")
+    def t() -> None:
+        """One of many."""
+
+    site.start()
+    for _ in range(40):
+        t.enqueue(None)
+
+    def flows() -> bool:
+        site.wait_state(t.enqueue(None).id, "succeeded")
+        return bool(site.one("SELECT count(*) FROM pgqueue.sleepers"))
+
+    wait_for(flows, 30, "a sleeper while jobs come")
+
+
 @pytest.mark.proves("F10")
 @pytest.mark.parametrize("room", ["claim", "settle", "heart", "upkeep", "job"])
 def test_each_room_reconnects(site: Any, room: str) -> None:
