@@ -113,6 +113,8 @@ DROP TABLE pgqueue.sleepers;
 DROP TABLE pgqueue.workers;
 DROP TABLE pgqueue.tasks;
 DROP TABLE pgqueue.queues;
+DROP FUNCTION pgqueue.key_result;
+DROP FUNCTION pgqueue.keep_results;
 DROP TABLE pgqueue.dedup_keys;
 DROP TABLE pgqueue.job_transitions;
 DROP TABLE pgqueue.dead_letter_jobs;

@@ -240,6 +240,7 @@ COMMENT ON COLUMN pgqueue.dead_letter_jobs.redrive_of IS 'The earlier dead lette
 COMMENT ON COLUMN pgqueue.dead_letter_jobs.redriven_as IS 'The job that repeats this one; NULL = still waits for a decision';
 COMMENT ON COLUMN pgqueue.dead_letter_jobs.redriven_at IS 'When it was redriven';
 
+-- The CHECK is the table of pgqueue.core.states, row by row (tested).
 CREATE TABLE pgqueue.job_transitions (
   id bigint GENERATED ALWAYS AS IDENTITY,
   job_id bigint NOT NULL,
@@ -258,7 +259,36 @@ CREATE TABLE pgqueue.job_transitions (
   error_type text,
   error_fingerprint text,
   next_run_at timestamptz,
-  note text
+  note text,
+  CONSTRAINT job_transitions_move_check CHECK (CASE coalesce(from_state, 'new') || ' ' || to_state
+    WHEN 'new ready' THEN reason = 'enqueued'
+    WHEN 'new scheduled' THEN reason = 'enqueued'
+    WHEN 'new held' THEN reason = 'enqueued'
+    WHEN 'scheduled ready' THEN reason IN ('promoted', 'rescheduled', 'run_now')
+    WHEN 'scheduled scheduled' THEN reason = 'rescheduled'
+    WHEN 'scheduled held' THEN reason IN ('concurrency_limit', 'fuse', 'operator', 'rate_limit', 'suspect', 'unknown_task')
+    WHEN 'scheduled cancelled' THEN reason IN ('cancel_requested', 'cancelled')
+    WHEN 'scheduled dead' THEN reason IN ('expired', 'worker_crash')
+    WHEN 'ready running' THEN reason = 'claimed'
+    WHEN 'ready held' THEN reason IN ('concurrency_limit', 'fuse', 'operator', 'rate_limit', 'suspect', 'unknown_task')
+    WHEN 'ready scheduled' THEN reason = 'rescheduled'
+    WHEN 'ready cancelled' THEN reason IN ('cancel_requested', 'cancelled')
+    WHEN 'ready dead' THEN reason IN ('expired', 'worker_crash')
+    WHEN 'held ready' THEN reason IN ('freed', 'promoted', 'rescheduled', 'run_now')
+    WHEN 'held running' THEN reason = 'claimed'
+    WHEN 'held scheduled' THEN reason = 'rescheduled'
+    WHEN 'held cancelled' THEN reason IN ('cancel_requested', 'cancelled')
+    WHEN 'held dead' THEN reason IN ('expired', 'worker_crash')
+    WHEN 'running succeeded' THEN reason = 'succeeded'
+    WHEN 'running scheduled' THEN reason IN ('retry', 'snoozed')
+    WHEN 'running ready' THEN reason IN ('released', 'rescued')
+    WHEN 'running held' THEN reason IN ('concurrency_limit', 'fuse', 'operator', 'rate_limit', 'released', 'rescued', 'suspect', 'unknown_task')
+    WHEN 'running cancelled' THEN reason IN ('cancel_requested', 'cancelled')
+    WHEN 'running dead' THEN reason IN ('bad_args', 'expired', 'gave_up', 'max_retries', 'rejected', 'timeout', 'worker_crash')
+    WHEN 'dead cancelled' THEN reason = 'discarded'
+    WHEN 'dead ready' THEN reason = 'redriven'
+    WHEN 'dead scheduled' THEN reason = 'redriven'
+    ELSE false END)
 ) PARTITION BY RANGE (at);
 CREATE INDEX job_transitions_job_id_idx ON pgqueue.job_transitions (job_id, at);
 CREATE INDEX job_transitions_at_idx ON pgqueue.job_transitions USING brin (at) WITH (pages_per_range = 64);
@@ -268,7 +298,7 @@ COMMENT ON TABLE pgqueue.job_transitions IS 'Audit of every state change but the
 COMMENT ON COLUMN pgqueue.job_transitions.id IS 'Row id';
 COMMENT ON COLUMN pgqueue.job_transitions.job_id IS 'jobs.id';
 COMMENT ON COLUMN pgqueue.job_transitions.at IS 'When';
-COMMENT ON COLUMN pgqueue.job_transitions.from_state IS 'State before';
+COMMENT ON COLUMN pgqueue.job_transitions.from_state IS 'State before; NULL = there was no job';
 COMMENT ON COLUMN pgqueue.job_transitions.to_state IS 'State after: one of jobs.state, succeeded, cancelled, dead';
 COMMENT ON COLUMN pgqueue.job_transitions.reason IS 'Why, as one word of a closed list (docs/reference/states.md)';
 COMMENT ON COLUMN pgqueue.job_transitions.actor IS 'Who: worker:<id>, or the person or role that acted';
@@ -286,7 +316,8 @@ COMMENT ON COLUMN pgqueue.job_transitions.note IS 'A person''s words';
 
 -- Idempotency keys: at most one job per (task, key) while the key is held. They outlive their jobs.
 -- How long a key is held, its scope: a time; for ever; while its job is live; while its job waits for its first
--- start. The last two end with what the job's own row says, so that settling a job never touches its key.
+-- start. The last two end with what the job's own row says, so that settling such a job never touches its key; a key
+-- that outlives its job keeps what that returned.
 CREATE TABLE pgqueue.dedup_keys (
   task text NOT NULL,
   key text NOT NULL,
@@ -307,7 +338,39 @@ COMMENT ON COLUMN pgqueue.dedup_keys.job_id IS 'The first job, whose id every la
 COMMENT ON COLUMN pgqueue.dedup_keys.created_at IS 'When it was first used';
 COMMENT ON COLUMN pgqueue.dedup_keys.expires_at IS 'Scope time: from here on the key is free again. forever: ''infinity''. live, waiting: when upkeep looks at its job next';
 COMMENT ON COLUMN pgqueue.dedup_keys.scope IS 'How long the key is held: time, forever, live (while its job is live), waiting (while its job waits for its first start)';
-COMMENT ON COLUMN pgqueue.dedup_keys.result IS 'The job''s result once its history is gone, or what the handler kept under ctx.once';
+COMMENT ON COLUMN pgqueue.dedup_keys.result IS 'Scopes time and forever: what the job returned, stored by its settlement; NULL = nothing, or it has not succeeded. once:NAME: what the handler kept';
+
+-- Called in the transaction that settles the jobs, after their claims were found to be the newest. An expired key is left
+-- alone: only such a one may be locked by a producer that takes it anew, so nothing can wait in a ring.
+CREATE FUNCTION pgqueue.keep_results(kept jsonb) RETURNS integer
+LANGUAGE plpgsql VOLATILE SECURITY DEFINER SET search_path = pg_catalog, pg_temp AS $$
+DECLARE
+  one record;
+  stored integer := 0;
+BEGIN
+  -- One after the other, by the primary key: as a join it may be planned as a scan of all keys.
+  FOR one IN SELECT a.task, a.key, a.job_id, a.result
+             FROM jsonb_to_recordset(keep_results.kept) AS a (task text, key text, job_id bigint, result jsonb)
+             ORDER BY a.key COLLATE "C" LOOP
+    UPDATE pgqueue.dedup_keys k SET result = one.result
+      WHERE k.task = one.task AND k.key = one.key AND k.job_id = one.job_id AND k.scope IN ('time', 'forever')
+        AND k.expires_at > clock_timestamp();
+    IF FOUND THEN
+      stored := stored + 1;
+    END IF;
+  END LOOP;
+  RETURN stored;
+END $$;
+COMMENT ON FUNCTION pgqueue.keep_results IS 'Stores what succeeded jobs returned with their idempotency keys, where those outlive their jobs; returns how many';
+
+CREATE FUNCTION pgqueue.key_result(task text, key text) RETURNS jsonb
+LANGUAGE plpgsql STABLE SECURITY DEFINER SET search_path = pg_catalog, pg_temp AS $$
+BEGIN
+  -- Not what handlers keep for each other.
+  RETURN (SELECT k.result FROM pgqueue.dedup_keys k
+    WHERE k.task = key_result.task AND k.key = key_result.key AND NOT starts_with(k.task, 'once:') AND k.expires_at > clock_timestamp());
+END $$;
+COMMENT ON FUNCTION pgqueue.key_result IS 'What the job of an idempotency key returned, if it has succeeded and the key is still held; else NULL';
 
 -- What steers and watches: queues, tasks as workers know them, workers, sleepers, operators' audit. All small.
 CREATE TABLE pgqueue.queues (
@@ -439,6 +502,8 @@ CREATE TABLE pgqueue.operator_audit (
   changed bigint NOT NULL DEFAULT 1,
   detail jsonb
 );
+-- By hash: a target may be a filter of any length.
+CREATE INDEX operator_audit_target_idx ON pgqueue.operator_audit USING hash (target);
 COMMENT ON TABLE pgqueue.operator_audit IS 'What people did to jobs, queues and dead letters; written in the transaction of the deed';
 COMMENT ON COLUMN pgqueue.operator_audit.id IS 'Row id';
 COMMENT ON COLUMN pgqueue.operator_audit.at IS 'When';
@@ -839,6 +904,8 @@ CREATE TABLE pgqueue.outbox (
   CONSTRAINT outbox_headers_check CHECK (jsonb_typeof(headers) = 'object')
 ) WITH (fillfactor = 70, autovacuum_vacuum_scale_factor = 0.02, autovacuum_vacuum_threshold = 5000);
 CREATE INDEX outbox_new_idx ON pgqueue.outbox (id) WHERE state = 'new';
+-- For the timeline of one job; handlers emit, and most messages are gone within a second.
+CREATE INDEX outbox_job_id_idx ON pgqueue.outbox (job_id) WHERE job_id IS NOT NULL;
 CREATE INDEX outbox_parked_idx ON pgqueue.outbox (emitted_at, id) WHERE state = 'parked';
 COMMENT ON TABLE pgqueue.outbox IS 'Messages that somebody has still to get; a message leaves when the last one has it';
 COMMENT ON COLUMN pgqueue.outbox.id IS 'Message id; of one key in commit order';
@@ -937,6 +1004,7 @@ CREATE TABLE pgqueue.outbox_dead_letters (
   created_at timestamptz NOT NULL,
   PRIMARY KEY (message_id, sink)
 );
+CREATE INDEX outbox_dead_letters_job_id_idx ON pgqueue.outbox_dead_letters (job_id) WHERE job_id IS NOT NULL;
 CREATE INDEX outbox_dead_letters_created_at_idx ON pgqueue.outbox_dead_letters (created_at, message_id);
 COMMENT ON TABLE pgqueue.outbox_dead_letters IS 'Messages that a sink did not get in all its tries; kept until replayed or skipped';
 COMMENT ON COLUMN pgqueue.outbox_dead_letters.message_id IS 'outbox.id';
@@ -2650,39 +2718,60 @@ COMMENT ON VIEW pgqueue.dead_letter_summary IS 'Dead letters that wait for a dec
 CREATE FUNCTION pgqueue.job_timeline(job_id bigint)
 RETURNS TABLE (at timestamptz, event text, from_state text, to_state text, reason text, actor text, attempt integer, detail text)
 LANGUAGE sql STABLE SECURITY DEFINER SET search_path = pg_catalog, pg_temp AS $$
-  WITH whole AS (
+  WITH whole AS MATERIALIZED (
     SELECT j.created_at, j.run_at, j.started_at, j.state, j.attempt::integer AS attempt, j.worker_id, NULL::timestamptz AS finished_at, j.redrive_of, j.parent_id,
-      j.headers
+      j.headers, j.errors
       FROM pgqueue.jobs j WHERE j.id = job_timeline.job_id
     UNION ALL
-    SELECT h.enqueued_at, h.due_at, h.started_at, h.state, h.attempts, h.worker_id, h.finished_at, h.redrive_of, h.parent_id, h.headers
+    SELECT h.enqueued_at, h.due_at, h.started_at, h.state, h.attempts, h.worker_id, h.finished_at, h.redrive_of, h.parent_id, h.headers, h.errors
       FROM pgqueue.job_history h WHERE h.job_id = job_timeline.job_id
     UNION ALL
-    SELECT d.job_created_at, NULL, NULL, 'dead', d.attempts, d.worker_id, d.created_at, d.redrive_of, d.parent_id, d.headers
+    SELECT d.job_created_at, NULL, NULL, 'dead', d.attempts, d.worker_id, d.created_at, d.redrive_of, d.parent_id, d.headers, d.errors
       FROM pgqueue.dead_letter_jobs d WHERE d.job_id = job_timeline.job_id
+  ), moves AS MATERIALIZED (
+    SELECT t.* FROM pgqueue.job_transitions t WHERE t.job_id = job_timeline.job_id
+  ), failed AS MATERIALIZED (
+    SELECT (e.value ->> 'attempt')::integer AS attempt, max(e.value ->> 'message') AS message
+    FROM whole w CROSS JOIN LATERAL jsonb_array_elements(w.errors) AS e (value) GROUP BY 1
+  ), told AS (
+    SELECT w.created_at AS at, 0 AS place, 'enqueued' AS event, NULL AS from_state, NULL AS to_state, NULL AS reason, NULL AS actor,
+        NULL::integer AS attempt,
+        concat_ws(', ', 'repeats dead letter ' || w.redrive_of, 'enqueued by job ' || w.parent_id,
+          'from message ' || (w.headers ->> 'pgqueue.message_id') || coalesce(', ' || (w.headers ->> 'pgqueue.topic'), ''),
+          'fire of ' || (w.headers ->> 'pgqueue.schedule')) AS detail FROM whole w
+    UNION ALL
+    -- The newest claim. A suspect of its worker's death is claimed alone, from where it is held.
+    SELECT w.started_at, 2, 'claimed',
+        CASE (SELECT m.to_state FROM moves m WHERE m.at <= w.started_at ORDER BY m.at DESC, m.id DESC LIMIT 1) WHEN 'held' THEN 'held' ELSE 'ready' END,
+        'running', 'claimed', 'worker:' || w.worker_id, w.attempt, NULL FROM whole w WHERE w.started_at IS NOT NULL
+    UNION ALL
+    SELECT m.at, 3, 'transition', m.from_state, m.to_state, m.reason, m.actor, m.attempt::integer,
+        concat_ws(', ', m.error_type || coalesce(': ' || left(f.message, 200), ''), 'waited ' || round(m.wait_s::numeric, 3) || ' s',
+          'ran ' || round(m.run_s::numeric, 3) || ' s', 'next ' || m.next_run_at, m.note)
+      FROM moves m LEFT JOIN failed f ON f.attempt = m.attempt AND m.error_type IS NOT NULL
+    UNION ALL
+    SELECT s.recorded_at, 3, 'step', NULL, NULL, s.name, 'worker:' || s.worker_id, s.attempt::integer,
+        concat_ws(', ', 'took ' || round(s.run_s::numeric, 3) || ' s', s.refused)
+      FROM pgqueue.job_steps s WHERE s.job_id = job_timeline.job_id
+    UNION ALL
+    SELECT o.emitted_at, 3, 'emitted', NULL, NULL, o.topic, NULL, NULL,
+        concat_ws(', ', 'message ' || o.id, 'key ' || o.key,
+          CASE o.state WHEN 'new' THEN 'no relay has seen it' WHEN 'parked' THEN 'nobody subscribes' ELSE 'waits for ' || o.pending || ' sinks' END)
+      FROM pgqueue.outbox o WHERE o.job_id = job_timeline.job_id
+    UNION ALL
+    SELECT l.created_at, 3, 'undelivered', NULL, NULL, l.topic, NULL, NULL,
+        concat_ws(', ', 'message ' || l.message_id || ' to ' || l.sink, l.reason, l.error_type, 'after ' || l.attempts || ' tries')
+      FROM pgqueue.outbox_dead_letters l WHERE l.job_id = job_timeline.job_id
+    UNION ALL
+    SELECT w.finished_at, 4, 'ended', 'running', w.state, w.state, 'worker:' || w.worker_id, w.attempt, NULL FROM whole w WHERE w.state = 'succeeded'
+    UNION ALL
+    SELECT a.at, 5, 'operator', NULL, NULL, a.action, a.actor, NULL,
+        concat_ws(', ', a.reason, 'via ' || a.via, 'as job ' || (a.detail ->> 'redriven_as')) FROM pgqueue.operator_audit a
+      WHERE a.target IN ('job ' || job_timeline.job_id, 'dead letter ' || job_timeline.job_id)
   )
-  SELECT w.created_at, 'enqueued', NULL, NULL, NULL, NULL, NULL::integer,
-      concat_ws(', ', 'repeats dead letter ' || w.redrive_of, 'enqueued by job ' || w.parent_id,
-        'from message ' || (w.headers ->> 'pgqueue.message_id') || coalesce(', ' || (w.headers ->> 'pgqueue.topic'), ''),
-        'fire of ' || (w.headers ->> 'pgqueue.schedule')) FROM whole w
-  UNION ALL
-  SELECT w.started_at, 'claimed', 'ready', 'running', 'claimed', 'worker:' || w.worker_id, w.attempt, NULL FROM whole w WHERE w.started_at IS NOT NULL
-  UNION ALL
-  SELECT t.at, 'transition', t.from_state, t.to_state, t.reason, t.actor, t.attempt::integer,
-      concat_ws(', ', t.error_type, 'ran ' || round(t.run_s::numeric, 3) || ' s', 'next ' || t.next_run_at, t.note)
-    FROM pgqueue.job_transitions t WHERE t.job_id = job_timeline.job_id
-  UNION ALL
-  SELECT s.recorded_at, 'step', NULL, NULL, s.name, 'worker:' || s.worker_id, s.attempt::integer,
-      concat_ws(', ', 'took ' || round(s.run_s::numeric, 3) || ' s', s.refused)
-    FROM pgqueue.job_steps s WHERE s.job_id = job_timeline.job_id
-  UNION ALL
-  SELECT w.finished_at, 'ended', 'running', w.state, w.state, 'worker:' || w.worker_id, w.attempt, NULL FROM whole w WHERE w.state = 'succeeded'
-  UNION ALL
-  SELECT a.at, 'operator', NULL, NULL, a.action, a.actor, NULL, a.reason FROM pgqueue.operator_audit a
-    WHERE a.target IN ('job ' || job_timeline.job_id, 'dead letter ' || job_timeline.job_id)
-  ORDER BY 1;
+  SELECT t.at, t.event, t.from_state, t.to_state, t.reason, t.actor, t.attempt, t.detail FROM told t ORDER BY t.at, t.place;
 $$;
-COMMENT ON FUNCTION pgqueue.job_timeline IS 'One job''s life from its enqueue to its end, in order';
+COMMENT ON FUNCTION pgqueue.job_timeline IS 'One job''s life from its enqueue to its end, in order: moves with the errors of attempts, steps, messages that have not reached everybody, deeds of people';
 
 -- What held jobs wait for, counted per queue: for metrics and DBAs who may not read the jobs themselves.
 -- The groups are found by one probe of jobs_held_idx each, however many jobs a group has.
@@ -2912,6 +3001,8 @@ LANGUAGE sql STABLE SET search_path = pg_catalog, pg_temp AS $$
     ('wake', '-', 'X', '-', '-'),
     ('take_once', '-', 'X', '-', '-'),
     ('keep_once', '-', 'X', '-', '-'),
+    ('keep_results', '-', 'X', '-', '-'),
+    ('key_result', 'X', 'X', 'X', '-'),
     ('assert_settled', '-', 'X', '-', '-'),
     ('ensure_partitions', '-', 'X', '-', '-'),
     ('drop_partition', '-', 'X', '-', '-'),

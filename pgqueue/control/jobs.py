@@ -253,6 +253,12 @@ class Jobs:
             return self.get(job_id).result
         raise JobCancelled(job_id, "cancelled")
 
+    def result_of(self, task: str, key: str, default: Any = None) -> Any:
+        """What the job of an idempotency key returned, if it succeeded and the key is still held; else `default`."""
+        with self._desk.connection("jobs result") as conn:
+            row = conn.execute(statement("key_result"), {"task": task, "key": key}).fetchone()
+        return default if row is None or row[0] is None else decoded(row[0])
+
     def reveal(self, job_id: int, reason: str | None) -> None:
         """Write down that somebody looked at a job's argument values."""
         self._desk.need_reason(reason)

@@ -7,12 +7,14 @@ from __future__ import annotations
 
 from array import array
 from collections.abc import Iterable, Iterator, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from itertools import chain
-from typing import overload
+from typing import Any, overload
+
+import orjson
 
 from pgqueue.core.keys import Conflict
-from pgqueue.errors import DuplicateKey
+from pgqueue.errors import DuplicateKey, InvalidOption
 from pgqueue.producer.plan import EnqueuePlan
 from pgqueue.storage.binding import AsyncWhere, Step, SyncWhere, run, run_async, run_one
 from pgqueue.storage.own_call import REPLACED
@@ -24,7 +26,7 @@ class Enqueued:
     """An enqueued job. `created` is False when its idempotency key already had a job, whose id this is.
 
     `queue` is None when the database chose it, for a task that is registered elsewhere. `replaced`: the job waited
-    and has this call's arguments and time now, as `on_conflict="replace"` asks.
+    and has this call's arguments and time now, as `on_conflict="replace"` asks. `key`: its idempotency key, if it has one.
     """
 
     id: int
@@ -32,6 +34,31 @@ class Enqueued:
     task: str
     queue: str | None
     replaced: bool = False
+    key: str | None = field(default=None, compare=False, repr=False)
+
+    def result(self, where: SyncWhere, default: Any = None) -> Any:
+        """What the job of this key returned, asked on the caller's connection or session; `default` if nothing is known.
+
+        It is stored with the key when the job succeeds, and known as long as the key is held for a time or for ever,
+        also when the job's history is gone. Raises InvalidOption if the job was enqueued without a key.
+        """
+        return self._told(run_one(where, self._question()), default)
+
+    async def result_async(self, where: AsyncWhere, default: Any = None) -> Any:
+        """As `result`, on an async connection or session."""
+        return self._told((await run_async(where, [self._question()], checked=True))[0], default)
+
+    def _question(self) -> Step:
+        if self.key is None:
+            raise InvalidOption(
+                "idempotency_key",
+                f"job {self.id}: no key is known here, so nothing can be stored with it; ask app.jobs.get or app.jobs.wait",
+            )
+        return "key_result", {"task": self.task, "key": self.key}
+
+    @staticmethod
+    def _told(text: str | None, default: Any) -> Any:
+        return default if text is None else orjson.loads(text)
 
 
 class EnqueuedMany(Sequence[Enqueued]):
@@ -126,15 +153,15 @@ async def enqueue_many_async(
 
 
 def _told(number: int, plan: EnqueuePlan) -> Enqueued:
-    job = _enqueued(number, plan.task, plan.queue)
+    job = _enqueued(number, plan.task, plan.queue, plan.parameters.get("key"))
     if plan.on_conflict == Conflict.RAISE and not job.created:
         raise DuplicateKey(plan.task, job.id)
     return job
 
 
-def _enqueued(number: int, task: str, queue: str | None) -> Enqueued:
+def _enqueued(number: int, task: str, queue: str | None, key: str | None = None) -> Enqueued:
     replaced = number <= -REPLACED
-    return Enqueued(abs(number) - (REPLACED if replaced else 0), number > 0, task, queue, replaced)
+    return Enqueued(abs(number) - (REPLACED if replaced else 0), number > 0, task, queue, replaced, key)
 
 
 class _Bulk:

@@ -91,12 +91,12 @@ class JobTransaction:
             return False
         return True
 
-    def settle(self, settlement: dict[str, Any], *, many: bool = False) -> None:
-        """Flush, settle and commit. Raises what the database answers; then the caller must `abort`."""
+    def settle(self, settlement: dict[str, Any], *, many: bool = False, kept: str | None = None) -> None:
+        """Flush, settle and commit, with what is `kept` under keys. Raises what the database answers; then the caller must `abort`."""
         conn = self.conn
         self.flush()
         with deadline(conn, SETTLE_DEADLINE_S):
-            settle_and_commit(conn, settlement, many=many)
+            settle_and_commit(conn, settlement, many=many, kept=kept)
         self._give_back(conn)
 
     def abort(self) -> None:
@@ -197,11 +197,13 @@ class AsyncJobTransaction:
             return False
         return True
 
-    async def settle(self, settlement: dict[str, Any], *, many: bool = False) -> None:
-        """Flush, settle and commit. Raises what the database answers; then the caller must `abort`."""
+    async def settle(
+        self, settlement: dict[str, Any], *, many: bool = False, kept: str | None = None
+    ) -> None:
+        """Flush, settle and commit, with what is `kept` under keys. Raises what the database answers; then the caller must `abort`."""
         await self.flush()
         conn = await self.connection()
-        await settle_and_commit_async(conn, settlement, many=many)
+        await settle_and_commit_async(conn, settlement, many=many, kept=kept)
         await self._give_back(conn)
 
     async def abort(self) -> None:

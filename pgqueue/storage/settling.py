@@ -27,14 +27,14 @@ class _Settlement:
     """One statement of the end, in both its forms: by the name it was prepared under, and as it is written."""
 
     def __init__(self, name: str) -> None:
-        text = statement(name)
+        text = statement(name).replace(b"%%", b"%")  # before any value is in it
         self._names = list(dict.fromkeys(found.decode() for found in _PARAMETER.findall(text)))
         at = {name: b"$%d" % number for number, name in enumerate(self._names, 1)}
         named = b"pgqueue_" + name.encode()
         self._text = text
         self.preparation = b"PREPARE %s AS %s" % (
             named,
-            _PARAMETER.sub(lambda found: at[found[1].decode()], text).replace(b"%%", b"%"),
+            _PARAMETER.sub(lambda found: at[found[1].decode()], text),
         )
         self._execution = b"EXECUTE " + named
 
@@ -48,26 +48,27 @@ class _Settlement:
         """The statement itself."""
         if not self._names:
             return self._text
-        return _PARAMETER.sub(lambda found: _literal(conn, values[found[1].decode()]), self._text).replace(
-            b"%%", b"%"
-        )
+        return _PARAMETER.sub(lambda found: _literal(conn, values[found[1].decode()]), self._text)
 
 
 _ONE: Final = _Settlement("settle_in_transaction")
 _MANY: Final = _Settlement("settle_many_in_transaction")
 _LEFT: Final = _Settlement("release_session")
+_KEEP: Final = _Settlement("keep_results")  # few jobs have a key and a result: not prepared
 _PREPARATIONS: Final = tuple(each.preparation for each in (_ONE, _MANY, _LEFT))
 
 
-def settle_and_commit(conn: JobConnection, settlement: dict[str, Any], *, many: bool = False) -> None:
-    """Settle and commit; raise if either was refused.
+def settle_and_commit(
+    conn: JobConnection, settlement: dict[str, Any], *, many: bool = False, kept: str | None = None
+) -> None:
+    """Settle, store what is `kept` under keys, and commit; raise if any of it was refused.
 
     The settlement raises when the claim is lost or the mark is gone, and then COMMIT is not reached.
     """
     conn.answered()
     conn.refuse_if_ended()
     conn.leave_job()
-    text = _last_message(conn, settlement, many=many)
+    text = _last_message(conn, settlement, many=many, kept=kept)
     with conn.lock:
         conn.pgconn.send_query(text)
         results = conn.wait(generators.execute(conn.pgconn))
@@ -79,13 +80,13 @@ def settle_and_commit(conn: JobConnection, settlement: dict[str, Any], *, many: 
 
 
 async def settle_and_commit_async(
-    conn: AsyncJobConnection, settlement: dict[str, Any], *, many: bool = False
+    conn: AsyncJobConnection, settlement: dict[str, Any], *, many: bool = False, kept: str | None = None
 ) -> None:
     """The same on an async connection."""
     await conn.answered()
     conn.refuse_if_ended()
     conn.leave_job()
-    text = _last_message(conn, settlement, many=many)
+    text = _last_message(conn, settlement, many=many, kept=kept)
     async with conn.lock:
         conn.pgconn.send_query(text)
         results = await conn.wait(generators.execute(conn.pgconn))
@@ -96,12 +97,13 @@ async def settle_and_commit_async(
         await conn.commit()  # as above
 
 
-def _last_message(conn: Marked, settlement: dict[str, Any], *, many: bool) -> bytes:
+def _last_message(conn: Marked, settlement: dict[str, Any], *, many: bool, kept: str | None) -> bytes:
     each = _MANY if many else _ONE
+    then = () if kept is None else (_KEEP.in_full(conn, {"kept": kept}),)
     if not conn.habits.prepares:
-        return b"; ".join((each.in_full(conn, settlement), b"COMMIT", _LEFT.in_full(conn, {})))
+        return b"; ".join((each.in_full(conn, settlement), *then, b"COMMIT", _LEFT.in_full(conn, {})))
     before = () if conn.prepared else _PREPARATIONS
-    return b"; ".join((*before, each.prepared(conn, settlement), b"COMMIT", _LEFT.prepared(conn, {})))
+    return b"; ".join((*before, each.prepared(conn, settlement), *then, b"COMMIT", _LEFT.prepared(conn, {})))
 
 
 def _what_is_left(conn: Marked, results: Sequence[Any]) -> list[bytes]:

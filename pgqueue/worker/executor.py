@@ -23,6 +23,7 @@ from pgqueue.worker.claimed import ClaimedJob
 from pgqueue.worker.context import JobContext
 from pgqueue.worker.executor_errors import handler_fault, leave_if_forked
 from pgqueue.worker.grouped import LINGER_S, GroupRunner
+from pgqueue.worker.keyed import results_to_keep
 from pgqueue.worker.outcome import Ended, Prepared, ended_badly, not_to_start, prepare
 from pgqueue.worker.settler import Settler
 from pgqueue.worker.slots import Pool
@@ -166,7 +167,8 @@ class SyncExecutor:
                 "buffered": buffered_s,
                 "run": run_s,
                 "result": text,
-            }
+            },
+            kept=results_to_keep([(job, prepared, text)]),
         )
         ended = time.monotonic()
         self._settler.note_committed(job, prepared, buffered_s, run_s, warning, ended - started - run_s)

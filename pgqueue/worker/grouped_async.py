@@ -19,6 +19,7 @@ from pgqueue.worker.claimed import ClaimedJob
 from pgqueue.worker.context import AsyncBatchContext, AsyncJobContext
 from pgqueue.worker.executor_errors import leave_if_forked, refuse_hidden_error
 from pgqueue.worker.grouped import Member, Together, by_key, fit_members
+from pgqueue.worker.keyed import results_to_keep
 from pgqueue.worker.settler import Settler, array_parameters
 from pgqueue.worker.spans import spanning
 from pgqueue.worker.state import NEVER, Running, WorkerState
@@ -201,7 +202,11 @@ class AsyncGroupRunner(Together):
             await transaction.abort()
             return
         returned = time.monotonic()
-        await transaction.settle({**array_parameters(rows), "mark": transaction.claim_id}, many=True)
+        await transaction.settle(
+            {**array_parameters(rows), "mark": transaction.claim_id},
+            many=True,
+            kept=results_to_keep((m.job, m.prepared, m.result) for m in members),
+        )
         ended = time.monotonic()
         for member, (job, buffered_s, run_s, _) in zip(members, rows, strict=True):
             self._settler.note_committed(

@@ -116,6 +116,15 @@ SELECT CAST(pgqueue.put_jobs(
   window_s => CAST(%(window_s)s AS double precision),
   batch_key => CAST(%(batch_key)s AS pg_catalog.text)) AS pg_catalog.text)
 
+-- name: key_result
+-- purpose:   what the job of an idempotency key returned
+-- called by: producer/enqueue.py where the caller is; control/jobs.py
+-- guard:     none
+-- locks:     none
+-- index:     dedup_keys' primary key
+-- returns:   the result's JSON as text, NULL if there is none
+SELECT CAST(pgqueue.key_result(CAST(%(task)s AS pg_catalog.text), CAST(%(key)s AS pg_catalog.text)) AS pg_catalog.text)
+
 -- name: enqueue_begin
 -- purpose:   a transaction around the parts of a bulk, on a connection that commits by itself: all or none
 -- called by: storage/binding.py

@@ -78,6 +78,15 @@ RETURNING job_id
 )
 SELECT pgqueue.assert_settled((SELECT pg_catalog.count(*) FROM kept), (SELECT pg_catalog.count(*)::integer FROM asked), %(mark)s)
 
+-- name: keep_results
+-- purpose:   store what succeeded jobs returned with their idempotency keys, in the transaction that settles them
+-- called by: storage/settling.py, worker/settler.py, after the settlement and only if such a job is among the settled
+-- guard:     the settlement before it, which found the claims; the key still belongs to the job and has not expired
+-- locks:     the keys' rows, in the order of the keys
+-- index:     dedup_keys' primary key
+-- returns:   how many were stored
+SELECT pgqueue.keep_results(%(kept)s::pg_catalog.jsonb)
+
 -- name: release_session
 -- purpose:   free the session locks that a handler took, and tell whether it left temporary tables or channels behind
 -- called by: storage/settling.py, in one message with the settlement and COMMIT

@@ -122,6 +122,7 @@ COMMENT ON COLUMN pgqueue.dead_letter_jobs.redrive_of IS 'The earlier dead lette
 COMMENT ON COLUMN pgqueue.dead_letter_jobs.redriven_as IS 'The job that repeats this one; NULL = still waits for a decision';
 COMMENT ON COLUMN pgqueue.dead_letter_jobs.redriven_at IS 'When it was redriven';
 
+-- The CHECK is the table of pgqueue.core.states, row by row (tested).
 CREATE TABLE pgqueue.job_transitions (
   id bigint GENERATED ALWAYS AS IDENTITY,
   job_id bigint NOT NULL,
@@ -140,7 +141,36 @@ CREATE TABLE pgqueue.job_transitions (
   error_type text,
   error_fingerprint text,
   next_run_at timestamptz,
-  note text
+  note text,
+  CONSTRAINT job_transitions_move_check CHECK (CASE coalesce(from_state, 'new') || ' ' || to_state
+    WHEN 'new ready' THEN reason = 'enqueued'
+    WHEN 'new scheduled' THEN reason = 'enqueued'
+    WHEN 'new held' THEN reason = 'enqueued'
+    WHEN 'scheduled ready' THEN reason IN ('promoted', 'rescheduled', 'run_now')
+    WHEN 'scheduled scheduled' THEN reason = 'rescheduled'
+    WHEN 'scheduled held' THEN reason IN ('concurrency_limit', 'fuse', 'operator', 'rate_limit', 'suspect', 'unknown_task')
+    WHEN 'scheduled cancelled' THEN reason IN ('cancel_requested', 'cancelled')
+    WHEN 'scheduled dead' THEN reason IN ('expired', 'worker_crash')
+    WHEN 'ready running' THEN reason = 'claimed'
+    WHEN 'ready held' THEN reason IN ('concurrency_limit', 'fuse', 'operator', 'rate_limit', 'suspect', 'unknown_task')
+    WHEN 'ready scheduled' THEN reason = 'rescheduled'
+    WHEN 'ready cancelled' THEN reason IN ('cancel_requested', 'cancelled')
+    WHEN 'ready dead' THEN reason IN ('expired', 'worker_crash')
+    WHEN 'held ready' THEN reason IN ('freed', 'promoted', 'rescheduled', 'run_now')
+    WHEN 'held running' THEN reason = 'claimed'
+    WHEN 'held scheduled' THEN reason = 'rescheduled'
+    WHEN 'held cancelled' THEN reason IN ('cancel_requested', 'cancelled')
+    WHEN 'held dead' THEN reason IN ('expired', 'worker_crash')
+    WHEN 'running succeeded' THEN reason = 'succeeded'
+    WHEN 'running scheduled' THEN reason IN ('retry', 'snoozed')
+    WHEN 'running ready' THEN reason IN ('released', 'rescued')
+    WHEN 'running held' THEN reason IN ('concurrency_limit', 'fuse', 'operator', 'rate_limit', 'released', 'rescued', 'suspect', 'unknown_task')
+    WHEN 'running cancelled' THEN reason IN ('cancel_requested', 'cancelled')
+    WHEN 'running dead' THEN reason IN ('bad_args', 'expired', 'gave_up', 'max_retries', 'rejected', 'timeout', 'worker_crash')
+    WHEN 'dead cancelled' THEN reason = 'discarded'
+    WHEN 'dead ready' THEN reason = 'redriven'
+    WHEN 'dead scheduled' THEN reason = 'redriven'
+    ELSE false END)
 ) PARTITION BY RANGE (at);
 CREATE INDEX job_transitions_job_id_idx ON pgqueue.job_transitions (job_id, at);
 CREATE INDEX job_transitions_at_idx ON pgqueue.job_transitions USING brin (at) WITH (pages_per_range = 64);
@@ -150,7 +180,7 @@ COMMENT ON TABLE pgqueue.job_transitions IS 'Audit of every state change but the
 COMMENT ON COLUMN pgqueue.job_transitions.id IS 'Row id';
 COMMENT ON COLUMN pgqueue.job_transitions.job_id IS 'jobs.id';
 COMMENT ON COLUMN pgqueue.job_transitions.at IS 'When';
-COMMENT ON COLUMN pgqueue.job_transitions.from_state IS 'State before';
+COMMENT ON COLUMN pgqueue.job_transitions.from_state IS 'State before; NULL = there was no job';
 COMMENT ON COLUMN pgqueue.job_transitions.to_state IS 'State after: one of jobs.state, succeeded, cancelled, dead';
 COMMENT ON COLUMN pgqueue.job_transitions.reason IS 'Why, as one word of a closed list (docs/reference/states.md)';
 COMMENT ON COLUMN pgqueue.job_transitions.actor IS 'Who: worker:<id>, or the person or role that acted';

@@ -128,6 +128,8 @@ CREATE TABLE pgqueue.operator_audit (
   changed bigint NOT NULL DEFAULT 1,
   detail jsonb
 );
+-- By hash: a target may be a filter of any length.
+CREATE INDEX operator_audit_target_idx ON pgqueue.operator_audit USING hash (target);
 COMMENT ON TABLE pgqueue.operator_audit IS 'What people did to jobs, queues and dead letters; written in the transaction of the deed';
 COMMENT ON COLUMN pgqueue.operator_audit.id IS 'Row id';
 COMMENT ON COLUMN pgqueue.operator_audit.at IS 'When';

@@ -25,6 +25,8 @@ CREATE TABLE pgqueue.outbox (
   CONSTRAINT outbox_headers_check CHECK (jsonb_typeof(headers) = 'object')
 ) WITH (fillfactor = 70, autovacuum_vacuum_scale_factor = 0.02, autovacuum_vacuum_threshold = 5000);
 CREATE INDEX outbox_new_idx ON pgqueue.outbox (id) WHERE state = 'new';
+-- For the timeline of one job; handlers emit, and most messages are gone within a second.
+CREATE INDEX outbox_job_id_idx ON pgqueue.outbox (job_id) WHERE job_id IS NOT NULL;
 CREATE INDEX outbox_parked_idx ON pgqueue.outbox (emitted_at, id) WHERE state = 'parked';
 COMMENT ON TABLE pgqueue.outbox IS 'Messages that somebody has still to get; a message leaves when the last one has it';
 COMMENT ON COLUMN pgqueue.outbox.id IS 'Message id; of one key in commit order';
@@ -123,6 +125,7 @@ CREATE TABLE pgqueue.outbox_dead_letters (
   created_at timestamptz NOT NULL,
   PRIMARY KEY (message_id, sink)
 );
+CREATE INDEX outbox_dead_letters_job_id_idx ON pgqueue.outbox_dead_letters (job_id) WHERE job_id IS NOT NULL;
 CREATE INDEX outbox_dead_letters_created_at_idx ON pgqueue.outbox_dead_letters (created_at, message_id);
 COMMENT ON TABLE pgqueue.outbox_dead_letters IS 'Messages that a sink did not get in all its tries; kept until replayed or skipped';
 COMMENT ON COLUMN pgqueue.outbox_dead_letters.message_id IS 'outbox.id';

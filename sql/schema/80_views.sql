@@ -96,36 +96,57 @@ COMMENT ON VIEW pgqueue.dead_letter_summary IS 'Dead letters that wait for a dec
 CREATE FUNCTION pgqueue.job_timeline(job_id bigint)
 RETURNS TABLE (at timestamptz, event text, from_state text, to_state text, reason text, actor text, attempt integer, detail text)
 LANGUAGE sql STABLE SECURITY DEFINER SET search_path = pg_catalog, pg_temp AS $$
-  WITH whole AS (
+  WITH whole AS MATERIALIZED (
     SELECT j.created_at, j.run_at, j.started_at, j.state, j.attempt::integer AS attempt, j.worker_id, NULL::timestamptz AS finished_at, j.redrive_of, j.parent_id,
-      j.headers
+      j.headers, j.errors
       FROM pgqueue.jobs j WHERE j.id = job_timeline.job_id
     UNION ALL
-    SELECT h.enqueued_at, h.due_at, h.started_at, h.state, h.attempts, h.worker_id, h.finished_at, h.redrive_of, h.parent_id, h.headers
+    SELECT h.enqueued_at, h.due_at, h.started_at, h.state, h.attempts, h.worker_id, h.finished_at, h.redrive_of, h.parent_id, h.headers, h.errors
       FROM pgqueue.job_history h WHERE h.job_id = job_timeline.job_id
     UNION ALL
-    SELECT d.job_created_at, NULL, NULL, 'dead', d.attempts, d.worker_id, d.created_at, d.redrive_of, d.parent_id, d.headers
+    SELECT d.job_created_at, NULL, NULL, 'dead', d.attempts, d.worker_id, d.created_at, d.redrive_of, d.parent_id, d.headers, d.errors
       FROM pgqueue.dead_letter_jobs d WHERE d.job_id = job_timeline.job_id
+  ), moves AS MATERIALIZED (
+    SELECT t.* FROM pgqueue.job_transitions t WHERE t.job_id = job_timeline.job_id
+  ), failed AS MATERIALIZED (
+    SELECT (e.value ->> 'attempt')::integer AS attempt, max(e.value ->> 'message') AS message
+    FROM whole w CROSS JOIN LATERAL jsonb_array_elements(w.errors) AS e (value) GROUP BY 1
+  ), told AS (
+    SELECT w.created_at AS at, 0 AS place, 'enqueued' AS event, NULL AS from_state, NULL AS to_state, NULL AS reason, NULL AS actor,
+        NULL::integer AS attempt,
+        concat_ws(', ', 'repeats dead letter ' || w.redrive_of, 'enqueued by job ' || w.parent_id,
+          'from message ' || (w.headers ->> 'pgqueue.message_id') || coalesce(', ' || (w.headers ->> 'pgqueue.topic'), ''),
+          'fire of ' || (w.headers ->> 'pgqueue.schedule')) AS detail FROM whole w
+    UNION ALL
+    -- The newest claim. A suspect of its worker's death is claimed alone, from where it is held.
+    SELECT w.started_at, 2, 'claimed',
+        CASE (SELECT m.to_state FROM moves m WHERE m.at <= w.started_at ORDER BY m.at DESC, m.id DESC LIMIT 1) WHEN 'held' THEN 'held' ELSE 'ready' END,
+        'running', 'claimed', 'worker:' || w.worker_id, w.attempt, NULL FROM whole w WHERE w.started_at IS NOT NULL
+    UNION ALL
+    SELECT m.at, 3, 'transition', m.from_state, m.to_state, m.reason, m.actor, m.attempt::integer,
+        concat_ws(', ', m.error_type || coalesce(': ' || left(f.message, 200), ''), 'waited ' || round(m.wait_s::numeric, 3) || ' s',
+          'ran ' || round(m.run_s::numeric, 3) || ' s', 'next ' || m.next_run_at, m.note)
+      FROM moves m LEFT JOIN failed f ON f.attempt = m.attempt AND m.error_type IS NOT NULL
+    UNION ALL
+    SELECT s.recorded_at, 3, 'step', NULL, NULL, s.name, 'worker:' || s.worker_id, s.attempt::integer,
+        concat_ws(', ', 'took ' || round(s.run_s::numeric, 3) || ' s', s.refused)
+      FROM pgqueue.job_steps s WHERE s.job_id = job_timeline.job_id
+    UNION ALL
+    SELECT o.emitted_at, 3, 'emitted', NULL, NULL, o.topic, NULL, NULL,
+        concat_ws(', ', 'message ' || o.id, 'key ' || o.key,
+          CASE o.state WHEN 'new' THEN 'no relay has seen it' WHEN 'parked' THEN 'nobody subscribes' ELSE 'waits for ' || o.pending || ' sinks' END)
+      FROM pgqueue.outbox o WHERE o.job_id = job_timeline.job_id
+    UNION ALL
+    SELECT l.created_at, 3, 'undelivered', NULL, NULL, l.topic, NULL, NULL,
+        concat_ws(', ', 'message ' || l.message_id || ' to ' || l.sink, l.reason, l.error_type, 'after ' || l.attempts || ' tries')
+      FROM pgqueue.outbox_dead_letters l WHERE l.job_id = job_timeline.job_id
+    UNION ALL
+    SELECT w.finished_at, 4, 'ended', 'running', w.state, w.state, 'worker:' || w.worker_id, w.attempt, NULL FROM whole w WHERE w.state = 'succeeded'
+    UNION ALL
+    SELECT a.at, 5, 'operator', NULL, NULL, a.action, a.actor, NULL,
+        concat_ws(', ', a.reason, 'via ' || a.via, 'as job ' || (a.detail ->> 'redriven_as')) FROM pgqueue.operator_audit a
+      WHERE a.target IN ('job ' || job_timeline.job_id, 'dead letter ' || job_timeline.job_id)
   )
-  SELECT w.created_at, 'enqueued', NULL, NULL, NULL, NULL, NULL::integer,
-      concat_ws(', ', 'repeats dead letter ' || w.redrive_of, 'enqueued by job ' || w.parent_id,
-        'from message ' || (w.headers ->> 'pgqueue.message_id') || coalesce(', ' || (w.headers ->> 'pgqueue.topic'), ''),
-        'fire of ' || (w.headers ->> 'pgqueue.schedule')) FROM whole w
-  UNION ALL
-  SELECT w.started_at, 'claimed', 'ready', 'running', 'claimed', 'worker:' || w.worker_id, w.attempt, NULL FROM whole w WHERE w.started_at IS NOT NULL
-  UNION ALL
-  SELECT t.at, 'transition', t.from_state, t.to_state, t.reason, t.actor, t.attempt::integer,
-      concat_ws(', ', t.error_type, 'ran ' || round(t.run_s::numeric, 3) || ' s', 'next ' || t.next_run_at, t.note)
-    FROM pgqueue.job_transitions t WHERE t.job_id = job_timeline.job_id
-  UNION ALL
-  SELECT s.recorded_at, 'step', NULL, NULL, s.name, 'worker:' || s.worker_id, s.attempt::integer,
-      concat_ws(', ', 'took ' || round(s.run_s::numeric, 3) || ' s', s.refused)
-    FROM pgqueue.job_steps s WHERE s.job_id = job_timeline.job_id
-  UNION ALL
-  SELECT w.finished_at, 'ended', 'running', w.state, w.state, 'worker:' || w.worker_id, w.attempt, NULL FROM whole w WHERE w.state = 'succeeded'
-  UNION ALL
-  SELECT a.at, 'operator', NULL, NULL, a.action, a.actor, NULL, a.reason FROM pgqueue.operator_audit a
-    WHERE a.target IN ('job ' || job_timeline.job_id, 'dead letter ' || job_timeline.job_id)
-  ORDER BY 1;
+  SELECT t.at, t.event, t.from_state, t.to_state, t.reason, t.actor, t.attempt, t.detail FROM told t ORDER BY t.at, t.place;
 $$;
-COMMENT ON FUNCTION pgqueue.job_timeline IS 'One job''s life from its enqueue to its end, in order';
+COMMENT ON FUNCTION pgqueue.job_timeline IS 'One job''s life from its enqueue to its end, in order: moves with the errors of attempts, steps, messages that have not reached everybody, deeds of people';

@@ -97,6 +97,8 @@ LANGUAGE sql STABLE SET search_path = pg_catalog, pg_temp AS $$
     ('wake', '-', 'X', '-', '-'),
     ('take_once', '-', 'X', '-', '-'),
     ('keep_once', '-', 'X', '-', '-'),
+    ('keep_results', '-', 'X', '-', '-'),
+    ('key_result', 'X', 'X', 'X', '-'),
     ('assert_settled', '-', 'X', '-', '-'),
     ('ensure_partitions', '-', 'X', '-', '-'),
     ('drop_partition', '-', 'X', '-', '-'),

@@ -24,6 +24,8 @@ PRIORITIES = tuple(range(10))
 NO_FLOOR = -1
 LEASE_S = 15.0
 DAWN = "1970-01-01T00:00Z"  # before every moment in a test
+# What `settle` says when a test does not: every kind has a reason that the table of moves knows.
+REASON_OF = {"dead": "max_retries", "cancelled": "cancel_requested", "held": "operator"}
 WIPED = (
     *("jobs", "claims", "job_history", "dead_letter_jobs", "job_transitions", "dedup_keys", "job_steps"),
     *("queues", "tasks", "workers", "sleepers", "operator_audit", "schedules", "schedule_runs"),
@@ -144,7 +146,12 @@ class Hand:
 
     @staticmethod
     def record(kind: str, job: Taken, *, reason: str | None = None, **more: Any) -> dict[str, Any]:
-        common = {"id": job.id, "claim_id": job.claim_id, "kind": kind, "reason": reason or kind}
+        common = {
+            "id": job.id,
+            "claim_id": job.claim_id,
+            "kind": kind,
+            "reason": reason or REASON_OF.get(kind, kind),
+        }
         return {**common, "delay_s": 0, "max_attempts": None, "buffered_s": 0.25, "run_s": 0.5, **more}
 
     def mark(self, job: Taken) -> None:

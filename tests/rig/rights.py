@@ -117,6 +117,8 @@ FUNCTIONS: Final[dict[str, tuple[str, str, str, str]]] = {
     "wake": _WORK,
     "take_once": _WORK,
     "keep_once": _WORK,
+    "keep_results": _WORK,
+    "key_result": ("X", "X", "X", "-"),
     "assert_settled": _WORK,
     "ensure_partitions": _WORK,
     "drop_partition": _WORK,

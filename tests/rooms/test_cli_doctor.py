@@ -103,8 +103,8 @@ def test_a_healthy_database_passes_all_but_the_test_servers_fsync(database: Data
         ),
         (
             (
-                "INSERT INTO pgqueue.job_transitions (job_id, at, to_state, reason, actor, queue, task)"
-                " VALUES (1, now() + interval '400 days', 'ready', 'freed', 'a', 'q', 't')"
+                "INSERT INTO pgqueue.job_transitions (job_id, at, from_state, to_state, reason, actor, queue, task)"
+                " VALUES (1, now() + interval '400 days', 'held', 'ready', 'freed', 'a', 'q', 't')"
             ),
             "default partition",
             "a day was missing",

@@ -86,9 +86,10 @@ def test_a_hidden_deallocate_costs_one_attempt_and_the_worker_learns(site: Any) 
     """Nobody told psycopg: the settlement's own statement is gone. Afterwards it is sent in full."""
 
     @site.app.task(name="t", retry=Retry(max_retries=1, initial_delay="10ms", max_delay="10ms"))
-    def forgets(ctx: JobContext, n: int) -> None:
+    def forgets(ctx: JobContext, n: int) -> str:
         ctx.conn.execute("DO 'BEGIN EXECUTE ''DEALLOCATE ALL''; END'", prepare=False)
         ctx.conn.execute(INSERT, (ctx.job.id, "it's\\"), prepare=False)
+        return "100%% it's\\ %(id)s"
 
     forgets.enqueue_many(None, [{"n": n} for n in range(10)])
     site.drain(concurrency=1)
@@ -99,6 +100,10 @@ def test_a_hidden_deallocate_costs_one_attempt_and_the_worker_learns(site: Any) 
     assert (
         site.one("SELECT count(DISTINCT job_id) FROM effects")
         == site.one("SELECT count(*) FROM effects")
+        == site.one(
+            "SELECT count(*) FROM pgqueue.job_history WHERE result = to_jsonb(%s::text)",
+            "100%% it's\\ %(id)s",
+        )
         == 10
     )
 

@@ -100,6 +100,11 @@ CALLS = {
     "unsubscribe": ("operator", "SELECT pgqueue.unsubscribe('ride.*', 't')"),
     "take_once": ("worker", "SELECT * FROM pgqueue.take_once('t', 'once', 1, '1 h')"),
     "keep_once": ("worker", "SELECT pgqueue.keep_once('t', 'once', 1, '{}')"),
+    "keep_results": (
+        "worker",
+        """SELECT pgqueue.keep_results('[{"task": "t", "key": "k", "job_id": 1, "result": {"a": 1}}]')""",
+    ),
+    "key_result": ("producer", "SELECT pgqueue.key_result('t', 'k')"),
     "paused_queues": ("worker", "SELECT * FROM pgqueue.paused_queues()"),
     "ensure_partitions": ("worker", "SELECT pgqueue.ensure_partitions(10)"),
     "drop_partition": ("worker", "SELECT pgqueue.drop_partition(1)"),

@@ -15,6 +15,7 @@ import psycopg
 import pytest
 from psycopg import sql
 from rig.database import Database
+from rig.hands import REASON_OF
 
 from pgqueue.storage.statements import STATEMENTS
 
@@ -178,7 +179,7 @@ def test_settlements_find_rows_by_primary_key_only(conn: psycopg.Connection[Any]
                 "id": i,
                 "claim_id": str(claim),
                 "kind": kind,
-                "reason": "retry",
+                "reason": REASON_OF.get(kind, kind),
                 "delay_s": 1,
                 "buffered_s": 0,
                 "run_s": 0,

@@ -10,6 +10,7 @@ from pgqueue.core.decide import Kind
 from pgqueue.core.states import ENDED, LIVE, REASONS, TRANSITIONS, JobState, is_legal
 
 LEGAL = {
+    None: {"ready", "scheduled", "held"},
     "scheduled": {"scheduled", "ready", "held", "cancelled", "dead"},
     "held": {"ready", "running", "cancelled", "scheduled", "dead"},
     "ready": {"running", "held", "cancelled", "scheduled", "dead"},
@@ -28,7 +29,7 @@ def test_a_move_is_legal_exactly_when_the_table_says_so(old, new):
 
 
 def test_every_state_is_live_or_an_end():
-    assert set(JobState) == LIVE | ENDED == set(LEGAL)
+    assert set(JobState) == LIVE | ENDED == set(LEGAL) - {None}
     assert not LIVE & ENDED
     assert all(str(state) == state.value for state in JobState)
 
@@ -48,6 +49,10 @@ def test_every_move_has_reasons_and_no_other_reason_passes():
 @pytest.mark.parametrize(
     ("old", "new", "reason"),
     [
+        (None, "ready", "enqueued"),
+        (None, "scheduled", "enqueued"),
+        (None, "held", "enqueued"),
+        ("held", "ready", "promoted"),
         ("scheduled", "ready", "promoted"),
         ("ready", "running", "claimed"),
         ("ready", "scheduled", "rescheduled"),
