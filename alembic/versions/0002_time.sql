@@ -104,14 +104,14 @@ COMMENT ON COLUMN pgqueue.schedule_runs.leader IS 'The scheduler process that de
 COMMENT ON COLUMN pgqueue.schedule_runs.ticked_at IS 'When it was decided';
 COMMENT ON COLUMN pgqueue.schedule_runs.note IS 'What a clock change did to it, which job stood in its way, how many fires the row stands for';
 
-CREATE FUNCTION pgqueue.enqueue_scheduled(due pgqueue.schedules, fire_at timestamptz, run_at timestamptz)
+CREATE FUNCTION pgqueue.enqueue_scheduled(due pgqueue.schedules, fire_at timestamptz, run_at timestamptz, trace jsonb DEFAULT NULL)
 RETURNS bigint LANGUAGE plpgsql VOLATILE SET search_path = pg_catalog, pg_temp AS $$
 BEGIN
   RETURN pgqueue.put_job(due.task, due.args, due.queue, due.priority, run_at => enqueue_scheduled.run_at,
-    headers => coalesce(due.headers, '{}') || jsonb_build_object('pgqueue.schedule', due.name,
+    headers => coalesce(trace, '{}') || coalesce(due.headers, '{}') || jsonb_build_object('pgqueue.schedule', due.name,
       'pgqueue.fire_at', to_char(fire_at AT TIME ZONE 'UTC', 'YYYY-MM-DD"T"HH24:MI:SS"Z"')));
 END $$;
-COMMENT ON FUNCTION pgqueue.enqueue_scheduled IS 'Enqueues the job of one fire and returns its id';
+COMMENT ON FUNCTION pgqueue.enqueue_scheduled IS 'Enqueues the job of one fire and returns its id; trace: headers with the context of the fire''s span';
 
 -- One tick of one schedule: all of it or nothing. revision and decided_from are what the plan was made from; if the
 -- schedule has moved on since, the plan is void. Taking the row with SKIP LOCKED keeps a scheduler from waiting
@@ -133,8 +133,9 @@ BEGIN
   IF NOT FOUND THEN
     RETURN;
   END IF;
-  FOR run IN SELECT r.run_key, r.fire_at, r.run_at, r.outcome, r.note
-             FROM jsonb_to_recordset(tick_schedule.runs) AS r (run_key text, fire_at timestamptz, run_at timestamptz, outcome text, note text)
+  FOR run IN SELECT r.run_key, r.fire_at, r.run_at, r.outcome, r.note, r.headers
+             FROM jsonb_to_recordset(tick_schedule.runs) AS r (run_key text, fire_at timestamptz, run_at timestamptz, outcome text, note text,
+               headers jsonb)
              ORDER BY r.fire_at, r.run_key LOOP
     last_job := NULL;
     IF run.outcome = 'enqueued' AND due.overlap = 'skip' THEN
@@ -153,7 +154,7 @@ BEGIN
     IF NOT FOUND THEN
       tick_schedule.outcome := 'duplicate';
     ELSIF tick_schedule.outcome = 'enqueued' THEN
-      tick_schedule.job_id := pgqueue.enqueue_scheduled(due, run.fire_at, run.run_at);
+      tick_schedule.job_id := pgqueue.enqueue_scheduled(due, run.fire_at, run.run_at, run.headers);
       UPDATE pgqueue.schedule_runs r SET job_id = tick_schedule.job_id WHERE r.schedule = due.name AND r.run_key = run.run_key;
     END IF;
     RETURN NEXT;

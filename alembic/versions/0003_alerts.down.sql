@@ -4,6 +4,7 @@ DROP FUNCTION pgqueue.set_alert_rule;
 DROP FUNCTION pgqueue.ack_alert;
 DROP FUNCTION pgqueue.evaluate_alerts;
 DROP FUNCTION pgqueue.alert_signals;
+DROP FUNCTION pgqueue.late_starts;
 DROP FUNCTION pgqueue.restore_alert_rules;
 DROP VIEW pgqueue.shipped_alert_rules;
 DROP TABLE pgqueue.alert_evaluations;

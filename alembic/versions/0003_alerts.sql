@@ -22,7 +22,8 @@ CREATE TABLE pgqueue.alert_rules (
   CONSTRAINT alert_rules_name_check CHECK (name ~ '^[A-Za-z][A-Za-z0-9_.-]{0,62}$'),
   CONSTRAINT alert_rules_kind_check CHECK (kind IN ('queue_lag', 'limited_lag', 'dead_letter_growth', 'dead_letters_waiting', 'no_workers',
     'jobs_held', 'no_leader', 'schedule_missed', 'schedule_failed', 'old_transaction', 'connections', 'table_bloat', 'partitions', 'schema',
-    'version_skew', 'lag_growing', 'error_rate', 'retry_storm', 'throughput_drop', 'rescues', 'rollups_stale', 'retention', 'outbox_stuck')),
+    'version_skew', 'lag_growing', 'error_rate', 'retry_storm', 'throughput_drop', 'rescues', 'rollups_stale', 'retention', 'outbox_stuck',
+    'claims_lost', 'heartbeat_late', 'sla_burn', 'sla_burn_slow')),
   CONSTRAINT alert_rules_scope_check CHECK (jsonb_typeof(scope) = 'object' AND scope - ARRAY['key', 'queue', 'tier'] = '{}'),
   CONSTRAINT alert_rules_numbers_check CHECK (threshold >= 0 AND for_s BETWEEN 0 AND 604800 AND resolve_s BETWEEN 0 AND 604800),
   CONSTRAINT alert_rules_severity_check CHECK (severity IN ('page', 'warn', 'info', 'tier')),
@@ -148,7 +149,11 @@ FROM (VALUES
   ('RescuesSpiking', 'rescues', 1, 300, 'warn', 'rescues'),
   ('RollupsStale', 'rollups_stale', 300, 600, 'info', 'monitoring'),
   ('RetentionBehind', 'retention', 86400, 600, 'warn', 'partitions'),
-  ('OutboxStuck', 'outbox_stuck', 60, 120, 'page', 'outbox')
+  ('OutboxStuck', 'outbox_stuck', 60, 120, 'page', 'outbox'),
+  ('ClaimsLost', 'claims_lost', 0, 0, 'warn', 'claims-lost'),
+  ('HeartbeatLate', 'heartbeat_late', 0, 600, 'warn', 'heartbeat'),
+  ('SLABudgetFastBurn', 'sla_burn', 14.4, 120, 'page', 'sla-burn'),
+  ('SLABudgetSlowBurn', 'sla_burn_slow', 6, 900, 'warn', 'sla-burn')
 ) AS v (name, kind, threshold, for_s, severity, runbook);
 COMMENT ON VIEW pgqueue.shipped_alert_rules IS 'The rules as they are shipped';
 
@@ -169,6 +174,18 @@ END $$;
 COMMENT ON FUNCTION pgqueue.restore_alert_rules IS 'Makes the shipped rules that are not there; returns how many. One that was changed or disabled stays as it is';
 SELECT pgqueue.restore_alert_rules();
 
+-- The share of attempts that began later than promised, by queue. Cancelled and released ones may never have begun.
+CREATE FUNCTION pgqueue.late_starts(grain_s integer, since timestamptz, upto timestamptz)
+RETURNS TABLE (queue text, ratio double precision)
+LANGUAGE sql STABLE SET search_path = pg_catalog, pg_temp AS $$
+  SELECT s.queue, 1 - sum(s.wait_met)::double precision / sum(s.n)::double precision
+  FROM pgqueue.stats_minutely s
+  WHERE s.grain_s = late_starts.grain_s AND s.bucket_at >= late_starts.since AND s.bucket_at < late_starts.upto
+    AND s.series = 'work' AND s.outcome IN ('succeeded', 'retry') AND s.wait_met IS NOT NULL AND s.n > 0
+  GROUP BY s.queue
+$$;
+COMMENT ON FUNCTION pgqueue.late_starts IS 'The share of starts that came later than promised, by queue, from the rollups of one grain';
+
 -- What a kind sees at this moment: a row for each thing that exceeds the threshold. Bounded as its sources are.
 CREATE FUNCTION pgqueue.alert_signals(kind text, threshold double precision, health pgqueue.queue_health[], expected_revision text)
 RETURNS TABLE (key text, queue text, tier text, value double precision, bound double precision)
@@ -178,7 +195,7 @@ DECLARE
   -- Rates are those of the last five minutes that rollups have counted, beside the hour that ended five minutes before them.
   upto timestamptz;
 BEGIN
-  IF kind IN ('error_rate', 'retry_storm', 'throughput_drop', 'rescues') THEN
+  IF kind IN ('error_rate', 'retry_storm', 'throughput_drop', 'rescues', 'sla_burn', 'sla_burn_slow') THEN
     SELECT p.done_upto INTO upto FROM pgqueue.stats_progress p
       WHERE p.what = 'rollups' AND p.done_upto > clock_timestamp() - interval '5 minutes';
     IF upto IS NULL THEN
@@ -226,6 +243,28 @@ BEGIN
             WHERE s.grain_s = 60 AND s.series = 'work' AND s.bucket_at >= upto - interval '5 minutes' AND s.bucket_at < upto
               AND s.outcome = 'rescued') w
       WHERE w.now_s > threshold;
+  WHEN 'sla_burn' THEN
+    -- Both windows: the long one says that it matters, the short one that it still goes on.
+    RETURN QUERY SELECT h.queue, h.queue, h.tier, long.ratio, threshold * (1 - h.sla_target)
+      FROM unnest(health) h
+      JOIN pgqueue.late_starts(60, upto - interval '1 hour', upto) long ON long.queue = h.queue
+      JOIN pgqueue.late_starts(60, upto - interval '5 minutes', upto) short ON short.queue = h.queue
+      WHERE h.sla_s IS NOT NULL AND long.ratio > threshold * (1 - h.sla_target) AND short.ratio > threshold * (1 - h.sla_target);
+  WHEN 'sla_burn_slow' THEN
+    -- Whole hours: six hours of minutes would be read every quarter of a minute.
+    RETURN QUERY SELECT h.queue, h.queue, h.tier, long.ratio, threshold * (1 - h.sla_target)
+      FROM unnest(health) h
+      JOIN pgqueue.late_starts(3600, upto - interval '6 hours', upto) long ON long.queue = h.queue
+      JOIN pgqueue.late_starts(60, upto - interval '30 minutes', upto) short ON short.queue = h.queue
+      WHERE h.sla_s IS NOT NULL AND long.ratio > threshold * (1 - h.sla_target) AND short.ratio > threshold * (1 - h.sla_target);
+  WHEN 'claims_lost' THEN
+    RETURN QUERY SELECT '', NULL::text, NULL::text, w.n::double precision, threshold
+      FROM (SELECT count(*) AS n FROM pgqueue.workers w WHERE w.claim_lost_at > clock_timestamp() - interval '15 minutes') w
+      WHERE w.n > threshold;
+  WHEN 'heartbeat_late' THEN
+    RETURN QUERY SELECT '', NULL::text, NULL::text, w.n::double precision, threshold
+      FROM (SELECT count(*) AS n FROM pgqueue.workers w WHERE w.beat_late_at > clock_timestamp() - interval '10 minutes') w
+      WHERE w.n > threshold;
   WHEN 'rollups_stale' THEN
     -- Before the first count nobody has missed anything yet.
     RETURN QUERY SELECT '', NULL::text, NULL::text, date_part('epoch', clock_timestamp() - p.done_upto), threshold

@@ -36,6 +36,7 @@ WORKER_COLUMNS: Final = (
     "stale",
     "host",
     "pid",
+    "port",
     "version",
     "queues",
     "slots",

@@ -92,7 +92,14 @@ def worker(
     if lifeline:
         watch_parent(worker.stop)
     tasks = [(task.queue, task.name) for task in application.tasks.values()]
-    with serve_observability(settings, application.events, worker.vitals, component="worker", tasks=tasks):
+    with serve_observability(
+        settings,
+        application.events,
+        worker.vitals,
+        component="worker",
+        tasks=tasks,
+        opened=worker.vitals.served_at,
+    ):
         return worker.run(signals=True)
 
 

@@ -13,6 +13,7 @@ from typing import Any, Final
 import orjson
 
 from pgqueue.control.desk import Desk
+from pgqueue.control.limits import checked_limit
 from pgqueue.core.durations import DURATION_S_MAX
 from pgqueue.errors import InvalidOption, NotFoundError
 from pgqueue.storage.revisions import head, require_head
@@ -96,7 +97,7 @@ class Alerts:
 
     def list(self, *, history: bool = False, limit: int = LIMIT) -> Sequence[Alert]:
         """Open incidents, the firing ones first; `history`: then those that are resolved, the newest first."""
-        return self._desk.rows(Alert, "list_alerts", {"history": history, "limit": limit})
+        return self._desk.rows(Alert, "list_alerts", {"history": history, "limit": checked_limit(limit)})
 
     def rules(self) -> Sequence[AlertRule]:
         """Every rule, by name."""

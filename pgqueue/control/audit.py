@@ -8,13 +8,12 @@ from datetime import datetime
 from typing import Any, Final
 
 from pgqueue.control.desk import Desk, read
+from pgqueue.control.limits import checked_limit
 from pgqueue.core.filter import parse_filter
 from pgqueue.core.filter_compile import compile_filter
-from pgqueue.errors import InvalidOption
 from pgqueue.storage.statements import statement
 
 NEWEST: Final = 2**63 - 1
-LIMIT_MAX: Final = 10_000
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -54,8 +53,7 @@ class Audit:
 
     def page(self, where: str = "", *, limit: int = 50, before: int = NEWEST) -> DeedPage:
         """As `list`, with the place to go on from. Looks at 100,000 rows at most."""
-        if not 1 <= limit <= LIMIT_MAX:
-            raise InvalidOption("limit", "out of range", limit=f"1–{LIMIT_MAX}")
+        checked_limit(limit)
         compiled = compile_filter(parse_filter(where, "audit"))
         parameters = {**compiled.parameters(), "before": before, "limit": limit}
         with self._desk.connection("audit list") as conn:

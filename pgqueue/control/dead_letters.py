@@ -8,6 +8,7 @@ from datetime import UTC, datetime
 from typing import Any, Final
 
 from pgqueue.control.desk import BATCH, Desk, Ids, Matched, decoded, read, task_filter
+from pgqueue.control.limits import checked_limit
 from pgqueue.control.rows import DeadLetter, DeadLetterDetail, DeadLetterGroup, Redriven
 from pgqueue.core.filter import EVERYTHING, Filter
 from pgqueue.core.filter_compile import compile_filter
@@ -15,7 +16,6 @@ from pgqueue.errors import InvalidOption, NotFoundError
 from pgqueue.storage.statements import statement
 
 AGE_MAX_S: Final = 1e9
-LIMIT_MAX: Final = 10_000
 RATE_MAX_PER_S: Final = 100_000.0
 
 
@@ -109,8 +109,7 @@ class DeadLetters:
         after: DeadCursor | None = None,
     ) -> DeadPage:
         """As `list`, with the place to go on from. Looks at 100,000 letters at most."""
-        if not 1 <= limit <= LIMIT_MAX:
-            raise InvalidOption("limit", "out of range", limit=f"1–{LIMIT_MAX}")
+        checked_limit(limit)
         start = after or DeadCursor()
         place = {"before_at": start.at, "before": start.job_id}
         parameters = {**(where or DeadFilter()).parameters(), **place, "limit": limit, "waiting": waiting}
@@ -126,7 +125,9 @@ class DeadLetters:
     ) -> Sequence[DeadLetterGroup]:
         """Dead letters that wait for a decision, by cause, the most frequent first."""
         return self._desk.rows(
-            DeadLetterGroup, "dead_letter_groups", {"queue": queue, "task": task, "limit": limit}
+            DeadLetterGroup,
+            "dead_letter_groups",
+            {"queue": queue, "task": task, "limit": checked_limit(limit)},
         )
 
     def get(self, job_id: int) -> DeadLetterDetail:

@@ -11,6 +11,7 @@ from typing import Any, Final, NamedTuple
 import psycopg
 
 from pgqueue.control.desk import Desk, Ids, Matched, decoded, read, task_filter
+from pgqueue.control.limits import checked_limit
 from pgqueue.control.rows import Explanation, JobDetail, JobRow, TimelineEntry
 from pgqueue.core.filter import EVERYTHING, Filter, parse_filter
 from pgqueue.core.filter_compile import compile_filter
@@ -20,7 +21,6 @@ from pgqueue.producer.options import JobOptions
 from pgqueue.storage.statements import statement
 
 NEWEST: Final = 2**63 - 1
-LIMIT_MAX: Final = 10_000
 WAIT_STEP_S: Final = 0.05
 WAIT_STEP_MAX_S: Final = 1.0
 GONE: Final = "not found; it never existed, or its history is past retention"
@@ -103,8 +103,7 @@ class Jobs:
 
     def page(self, where: JobFilter, *, limit: int = 50, before: int = NEWEST) -> JobPage:
         """As `list`, with the place to go on from. Looks at 100,000 rows of a table at most."""
-        if not 1 <= limit <= LIMIT_MAX:
-            raise InvalidOption("limit", "out of range", limit=f"1–{LIMIT_MAX}")
+        checked_limit(limit)
         states = where.wanted(LIVE)
         asked = {"limit": limit, "before": before, **where.parameters()}
         sources = [

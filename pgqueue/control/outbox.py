@@ -11,16 +11,16 @@ from datetime import datetime
 from typing import Any, Final
 
 from pgqueue.control.desk import Desk, Ids, read
+from pgqueue.control.limits import LIMIT_MAX, checked_limit
 from pgqueue.core.message import check_pattern
 from pgqueue.core.payload import PAYLOAD_BYTES_MAX
 from pgqueue.errors import InvalidOption
-from pgqueue.producer.emit import emit, emit_async, plan_message
+from pgqueue.producer.emit import Draft, emit, emit_async, plan_message
 from pgqueue.storage.binding import Where
 from pgqueue.storage.own_pool import OwnConnections
 from pgqueue.storage.statements import statement
 
 STATES: Final = ("new", "parked", "waiting", "delivering", "failing", "blocked", "dead")
-LIMIT_MAX: Final = 10_000
 WINDOWS_MAX: Final = 20
 """A page of the listing looks at 100,000 messages at most."""
 
@@ -139,7 +139,7 @@ class Outbox:
         Raises InvalidInput before any statement was sent, TypeError for a `where` that is no connection or session.
         """
         own = self._own() if where is None else None
-        return emit(where, self._plan(topic, payload, key, headers), own=own)
+        return emit(where, self._draft(topic, payload, key, headers), own=own)
 
     async def emit_async(
         self,
@@ -152,7 +152,7 @@ class Outbox:
     ) -> int:
         """As `emit`, on an async connection or session."""
         own = self._own() if where is None else None
-        return await emit_async(where, self._plan(topic, payload, key, headers), own=own)
+        return await emit_async(where, self._draft(topic, payload, key, headers), own=own)
 
     def status(self) -> Sequence[TopicStatus]:
         """Every topic with messages or subscribers, the one that waits longest first."""
@@ -178,8 +178,7 @@ class Outbox:
         after: MessagePlace | None = None,
     ) -> MessagePage:
         """As `list`, with the place to go on from. topic may be a pattern, as ride.*."""
-        if not 1 <= limit <= LIMIT_MAX:
-            raise InvalidOption("limit", "out of range", limit=f"1–{LIMIT_MAX}")
+        checked_limit(limit)
         if state is not None and state not in STATES:
             raise InvalidOption("state", f"must be one of {', '.join(STATES)}")
         if topic is not None:
@@ -226,15 +225,18 @@ class Outbox:
         desk.need_reason(reason)
         return desk.deeds("skip_messages", ids, reason, lambda _: {"sink": sink})
 
-    def _plan(
+    def _draft(
         self,
         topic: str,
         payload: Mapping[str, Any] | None,
         key: str | None,
         headers: Mapping[str, str] | None,
-    ) -> Mapping[str, Any]:
-        return plan_message(
-            topic, payload, key=key, headers=headers, bytes_max=self._bytes_max, wake=self._wake
+    ) -> Draft:
+        return Draft(
+            topic,
+            lambda: plan_message(
+                topic, payload, key=key, headers=headers, bytes_max=self._bytes_max, wake=self._wake
+            ),
         )
 
     def _dead(self, place: MessagePlace, parameters: Mapping[str, Any]) -> MessagePage:

@@ -13,6 +13,7 @@ from typing import Any, Final, Unpack
 import orjson
 
 from pgqueue.control.desk import Desk
+from pgqueue.control.limits import checked_limit
 from pgqueue.control.rows import Fleet, QueueHealth, WorkerRow
 from pgqueue.core.durations import check_moment
 from pgqueue.core.names import check_queue
@@ -121,7 +122,7 @@ class Queues:
 
     def workers(self, *, ended: bool = False, limit: int = 200) -> Sequence[WorkerRow]:
         """Worker processes, the living first; `ended`: also those that stopped or died lately."""
-        return self._desk.rows(WorkerRow, "list_workers", {"ended": ended, "limit": limit})
+        return self._desk.rows(WorkerRow, "list_workers", {"ended": ended, "limit": checked_limit(limit)})
 
     def drain_worker(self, worker: str, *, reason: str | None = None) -> None:
         """Ask a worker to take nothing new, finish what runs and leave; `worker`: its id, or the first 8 characters.

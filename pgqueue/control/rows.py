@@ -177,7 +177,10 @@ class QueueHealth:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class WorkerRow:
-    """One worker process. `stale`: it should have beaten by now; `has_lock`: its end is noticed at once."""
+    """One worker process. `stale`: it should have beaten by now; `has_lock`: its end is noticed at once.
+
+    `port`: where it serves metrics and probes; `claims_lost`, `beats_late`: how often it was away for too long.
+    """
 
     id: str
     kind: str
@@ -185,6 +188,7 @@ class WorkerRow:
     stale: bool
     host: str
     pid: int
+    port: int | None
     version: str
     queues: Sequence[str]
     slots: int
@@ -192,6 +196,8 @@ class WorkerRow:
     claimed: int
     settled: int
     failed: int
+    claims_lost: int
+    beats_late: int
     started_at: datetime
     beat_at: datetime
     ended_at: datetime | None

@@ -12,6 +12,7 @@ from datetime import UTC, datetime, timedelta
 from typing import Any, Final, Unpack
 
 from pgqueue.control.desk import Desk
+from pgqueue.control.limits import checked_limit
 from pgqueue.core.schedule import (
     ScheduleDefinition,
     ScheduleOptions,
@@ -140,7 +141,7 @@ class Schedules:
     def runs(self, name: str, *, limit: int = RUNS_LIMIT) -> Sequence[ScheduleRun]:
         """A schedule's fire log, newest first; also of one that was deleted."""
         return self._desk.rows(
-            ScheduleRun, "schedule_runs", {"name": check_schedule_name(name), "limit": limit}
+            ScheduleRun, "schedule_runs", {"name": check_schedule_name(name), "limit": checked_limit(limit)}
         )
 
     def next(self, name: str, *, count: int = PREVIEW_FIRES) -> Preview:

@@ -44,13 +44,14 @@ class AttemptsSucceeded:
     """Successful attempts, as many as were settled together: the hot path speaks once per batch.
 
     `line(i)` builds the i-th attempt's full line, `facts()` all of (task, queue, wait_s, run_s, total_s): a
-    listener pays only for what it uses.
+    listener pays only for what it uses. `spans()`: their spans' (trace id, span id); None where nobody traces.
     """
 
     count: int
     settle_s: float
     line: Callable[[int], AttemptEnded]
     facts: Callable[[], list[tuple[str, str, float, float, float]]]
+    spans: Callable[[], list[tuple[str, str] | None]] | None = None
 
 
 @dataclass(frozen=True, slots=True)

@@ -50,7 +50,17 @@ Page = Callable[[Request], Answer | None]
 class Endpoint:
     """Serves `pages` on one port: the first that answers wins. `port` is 0 until it is bound."""
 
-    def __init__(self, name: str, host: str, port: int, pages: tuple[Page, ...], events: Events) -> None:
+    def __init__(
+        self,
+        name: str,
+        host: str,
+        port: int,
+        pages: tuple[Page, ...],
+        events: Events,
+        *,
+        opened: Callable[[int], None] | None = None,
+    ) -> None:
+        self._opened = opened
         self._name = name
         self._host = host
         self._wanted = port
@@ -96,6 +106,8 @@ class Endpoint:
             return
         self.port = int(self._server.server_address[1])
         self._events.emit(EndpointOpened(self._name, self._host, self.port))
+        if self._opened is not None:
+            self._opened(self.port)
 
 
 class _Server(ThreadingMixIn, TCPServer):

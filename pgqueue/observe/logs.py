@@ -6,12 +6,10 @@ line. The keys of these lines are a surface that people rely on.
 
 from __future__ import annotations
 
-import hashlib
 import logging
-import re
 import threading
 import time
-from collections.abc import Callable, Mapping
+from collections.abc import Callable
 from typing import Any, Final
 
 import structlog
@@ -43,6 +41,7 @@ from pgqueue.core.events import (
     Warned,
     WorkerChanged,
 )
+from pgqueue.observe.log_facts import alert_facts, attempt_facts, process_facts
 from pgqueue.observe.log_format import Lines, configure_logging, level_of, processors_of
 from pgqueue.observe.log_limits import Repeats, Sampler
 from pgqueue.observe.log_sink import LogSink, stderr_sink
@@ -52,7 +51,6 @@ __all__ = ["LogListener", "configure_logging"]
 
 _ALERT_LEVELS: Final = {"page": "error", "warn": "warning", "info": "info"}
 _LEVELS: Final = {"retry": "warning", "dead": "error"}
-_TRACEPARENT: Final = re.compile(r"[0-9a-f]{2}-([0-9a-f]{32})-([0-9a-f]{16})-[0-9a-f]{2}")
 _EVENT_NAMES: Final = {
     "heartbeat_late": "heartbeat.late",
     "handler_transaction_old": "handler.transaction_old",
@@ -108,7 +106,7 @@ class LogListener:
             tell(event)
 
     def _attempt(self, event: AttemptEnded) -> None:
-        self._line(_LEVELS.get(event.outcome, "info"), "job.settled", **_facts(event))
+        self._line(_LEVELS.get(event.outcome, "info"), "job.settled", **attempt_facts(event))
 
     def _succeeded(self, event: AttemptsSucceeded) -> None:
         if self._level > logging.INFO:
@@ -120,7 +118,7 @@ class LogListener:
             self._line(
                 "info",
                 "job.settled",
-                **_facts(event.line(index)),
+                **attempt_facts(event.line(index)),
                 **sampled,
             )
 
@@ -183,17 +181,8 @@ class LogListener:
         self._line("warning" if event.status == "lost" else "info", name, **facts)
 
     def _process(self, event: ProcessChanged) -> None:
-        facts: dict[str, Any] = {"role": event.role, "number": event.number, "pid": event.pid}
-        if event.exit_code is not None:
-            facts["exit_code"] = event.exit_code
-        if event.lived_s is not None:
-            facts["lived_s"] = round(event.lived_s, 3)
-        if event.again_in_s is not None:
-            facts["again_in_s"] = round(event.again_in_s, 3)
-        if event.deaths:
-            facts["deaths_count"] = event.deaths
         level = "error" if event.status == "given_up" else "warning" if event.exit_code else "info"
-        self._line(level, f"process.{event.status}", **facts)
+        self._line(level, f"process.{event.status}", **process_facts(event))
 
     def _trouble(self, event: DatabaseTrouble) -> None:
         """All rooms lose the same server at once: one line when the first does, one when the last has it back."""
@@ -322,20 +311,7 @@ class LogListener:
 
     def _alert(self, event: AlertChanged) -> None:
         level = _ALERT_LEVELS[event.severity] if event.state == "firing" and not event.silenced else "info"
-        self._line(
-            level,
-            f"alert.{event.state}",
-            alert=event.alert,
-            kind=event.kind,
-            key=event.key,
-            severity=event.severity,
-            value=round(event.value, 3),
-            threshold=round(event.threshold, 3),
-            alert_id=event.event_id,
-            runbook=event.runbook,
-            **({"lasted_s": round(event.lasted_s, 3)} if event.state == "resolved" else {}),
-            **({"silenced": True} if event.silenced else {}),
-        )
+        self._line(level, f"alert.{event.state}", **alert_facts(event))
 
     def _alert_undelivered(self, event: AlertUndelivered) -> None:
         self._line(
@@ -350,52 +326,3 @@ class LogListener:
 
     def _line(self, level: str, name: str, /, **facts: Any) -> None:
         getattr(self._log, level)(name, **facts)
-
-
-def _facts(event: AttemptEnded) -> dict[str, Any]:
-    """The canonical line's fields, in the order in which they are read; what is None is left out."""
-    headers = event.headers or {}
-    facts: Mapping[str, Any] = {
-        "job_id": event.job_id,
-        "task": event.task,
-        "queue": event.queue,
-        "attempt": event.attempt,
-        "max_attempts": event.max_attempts,
-        "outcome": event.outcome,
-        "reason": event.reason,
-        "wait_s": round(event.wait_s, 6),
-        "run_s": round(event.run_s, 6),
-        "total_s": _rounded(event.total_s),
-        "settle_s": _rounded(event.settle_s),
-        "worker_id": event.worker_id,
-        "claim_id": event.claim_id,
-        "idempotency_key_hash": _hashed(event.idempotency_key),
-        "schedule": headers.get("pgqueue.schedule"),
-        "correlation_id": headers.get("correlation_id"),
-        **_trace(headers.get("traceparent")),
-        **_attempt_span(event.span_ids),
-        "error_type": event.error_type,
-        "error_message": event.error_message,
-        "error_fingerprint": event.error_fingerprint,
-        "next_delay_s": None if event.next_delay_s is None else round(event.next_delay_s, 3),
-        "sqlstate": event.sqlstate,
-        "warning": event.warning,
-    }
-    return {name: value for name, value in facts.items() if value is not None}
-
-
-def _rounded(seconds: float | None) -> float | None:
-    return None if seconds is None else round(seconds, 6)
-
-
-def _hashed(key: str | None) -> str | None:
-    return None if key is None else hashlib.sha256(key.encode("utf-8", "surrogatepass")).hexdigest()[:16]
-
-
-def _attempt_span(ids: tuple[str, str] | None) -> dict[str, str]:
-    return {} if ids is None else {"attempt_trace_id": ids[0], "attempt_span_id": ids[1]}
-
-
-def _trace(traceparent: str | None) -> dict[str, str]:
-    match = _TRACEPARENT.fullmatch(traceparent or "")
-    return {} if match is None else {"trace_id": match[1], "span_id": match[2]}

@@ -8,11 +8,13 @@ from __future__ import annotations
 
 import platform
 import threading
+import time
 from collections.abc import Callable, Iterable, Iterator
 from typing import Any, Final
 
 from prometheus_client.core import CounterMetricFamily, GaugeMetricFamily, HistogramMetricFamily
 from prometheus_client.metrics_core import Metric as Family
+from prometheus_client.samples import Exemplar
 
 from pgqueue.core.events import (
     AlertUndelivered,
@@ -151,7 +153,10 @@ class ProcessMetrics:
     def _succeeded(self, event: AttemptsSucceeded) -> None:
         work = self._work
         promised = self._vitals.objectives_s() if self._vitals is not None else {}
-        for task, queue, wait_s, run_s, total_s in event.facts():
+        facts = event.facts()
+        if event.spans is not None:
+            self._show(facts, event.spans())
+        for task, queue, wait_s, run_s, total_s in facts:
             found = work.get((queue, task)) or self._pair(queue, task)
             found.add(wait_s, run_s)
             found.total.observe(total_s)
@@ -165,8 +170,18 @@ class ProcessMetrics:
         if event.total_s is None and event.run_s == 0:
             return  # it did not start
         found.add(event.wait_s, event.run_s)
+        if event.span_ids is not None:
+            found.run.show(event.run_s, event.span_ids, time.time())
         if self._vitals is not None:
             self._start(event.queue, event.wait_s, self._vitals.objectives_s().get(event.queue))
+
+    def _show(
+        self, facts: list[tuple[str, str, float, float, float]], spans: list[tuple[str, str] | None]
+    ) -> None:
+        now = time.time()
+        for (task, queue, _, run_s, _), ids in zip(facts, spans, strict=True):
+            if ids is not None:
+                (self._work.get((queue, task)) or self._pair(queue, task)).run.show(run_s, ids, now)
 
     def _pair(self, queue: str, task: str) -> _Work:
         labels = self._budget.fit_pair(queue, task)
@@ -294,6 +309,15 @@ class _Work:
         self.run.observe(run_s)
 
 
+def _shown(histogram: Histogram) -> list[Any]:
+    """The buckets with their exemplars, which only scrapers that ask for OpenMetrics get to see."""
+    told: list[Any] = list(histogram.buckets())
+    for place, seen in histogram.exemplars.items():
+        labels = {"trace_id": seen.trace_id, "span_id": seen.span_id}
+        told[place] = (*told[place], Exemplar(labels, seen.value, seen.at_s))
+    return told
+
+
 def family_of(
     metric: Metric, values: dict[Key, float], histograms: dict[Key, Histogram] | None = None
 ) -> Family:
@@ -302,7 +326,7 @@ def family_of(
     if metric.kind == "histogram":
         told = HistogramMetricFamily(name, metric.help, labels=labels)
         for key, histogram in (histograms or {}).items():
-            told.add_metric(list(key), buckets=histogram.buckets(), sum_value=histogram.sum)
+            told.add_metric(list(key), buckets=_shown(histogram), sum_value=histogram.sum)
         return told
     family: CounterMetricFamily | GaugeMetricFamily = (
         CounterMetricFamily(name, metric.help, labels=labels)

@@ -8,7 +8,7 @@ from __future__ import annotations
 import contextlib
 import gzip
 import importlib
-from collections.abc import Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass
 from typing import Any, Final
 from urllib.parse import parse_qs
@@ -50,11 +50,12 @@ def serve_observability(
     component: str,
     tasks: Iterable[tuple[str, str]] = (),
     collectors: Iterable[Any] = (),
+    opened: Callable[[int], None] | None = None,
 ) -> Iterator[Ports]:
     """Serve metrics and health on the ports of `settings` while the block runs.
 
     component: `worker`, `scheduler`, … · tasks: (queue, task) of those that it may run · collectors: further
-    collectors for /metrics. The metrics port answers probes too. Raises ConfigurationError if a metrics port is set
+    collectors for /metrics · opened: hears the port, once it is bound: that of the metrics if there is one. The metrics port answers probes too. Raises ConfigurationError if a metrics port is set
     and prometheus-client is not installed; a port that is taken is no error.
     """
     if settings.metrics_port is None and settings.health_port is None:
@@ -67,14 +68,21 @@ def serve_observability(
         if settings.metrics_port is not None:
             page = _metrics_page(events, vitals, component, tasks, collectors)
             pages = (page, _health_page(health))
-            metrics = Endpoint("metrics", settings.listen_host, settings.metrics_port, pages, events)
+            metrics = Endpoint(
+                "metrics", settings.listen_host, settings.metrics_port, pages, events, opened=opened
+            )
             metrics.start()
         if settings.health_port is not None:
             if metrics is not None and settings.health_port == settings.metrics_port != 0:
                 probes = metrics
             else:
                 probes = Endpoint(
-                    "health", settings.listen_host, settings.health_port, (_health_page(health),), events
+                    "health",
+                    settings.listen_host,
+                    settings.health_port,
+                    (_health_page(health),),
+                    events,
+                    opened=opened if metrics is None else None,
                 )
                 probes.start()
         yield Ports(metrics, probes)

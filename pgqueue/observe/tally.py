@@ -8,7 +8,7 @@ from __future__ import annotations
 
 from bisect import bisect_left
 from collections.abc import Iterable
-from typing import Final
+from typing import Final, NamedTuple
 
 OTHER: Final = "other"
 LABELS_MAX: Final = {
@@ -28,20 +28,34 @@ PAIRS_MAX: Final = 180
 Key = tuple[str, ...]
 
 
+class Sighting(NamedTuple):
+    """An example of a bucket: the trace in which the value was seen, and when (Unix time)."""
+
+    trace_id: str
+    span_id: str
+    value: float
+    at_s: float
+
+
 class Histogram:
     """Counts per bucket, not yet summed up: that is left to the scrape."""
 
-    __slots__ = ("bounds", "counts", "sum")
+    __slots__ = ("bounds", "counts", "exemplars", "sum")
 
     def __init__(self, bounds: tuple[float, ...]) -> None:
         self.bounds = bounds
         self.counts = [0] * (len(bounds) + 1)
         self.sum = 0.0
+        self.exemplars: dict[int, Sighting] = {}
 
     def observe(self, value: float) -> None:
         """Count one value; a bound belongs to its bucket."""
         self.counts[bisect_left(self.bounds, value)] += 1
         self.sum += value
+
+    def show(self, value: float, span_ids: tuple[str, str], at_s: float) -> None:
+        """Let a value's trace stand as the example of its bucket, in place of an older one."""
+        self.exemplars[bisect_left(self.bounds, value)] = Sighting(*span_ids, value, at_s)
 
     def buckets(self) -> list[tuple[str, float]]:
         """(upper bound, how many are at most that), as the exposition wants them."""

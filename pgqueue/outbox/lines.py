@@ -13,7 +13,9 @@ from queue import SimpleQueue
 from typing import Any, Final
 
 from pgqueue.core.message import Parcel
+from pgqueue.errors import InvalidArguments
 from pgqueue.outbox.sinks import Sender
+from pgqueue.tracing import Carrier, Producing, TraceMode, publishing
 
 SETTLE_EVERY_S: Final = 0.5
 """So much delivered work is repeated at most if the relay dies: then what was delivered is said."""
@@ -80,7 +82,10 @@ def lines_from(rows: Sequence[Sequence[Any]], claim_id: str, until: float) -> li
 class Couriers:
     """Threads that deliver lines. `tell` is called from them with each Progress."""
 
-    def __init__(self, count: int, tell: Callable[[Progress], None]) -> None:
+    def __init__(
+        self, count: int, tell: Callable[[Progress], None], *, trace_mode: TraceMode = "link"
+    ) -> None:
+        self._trace_mode = trace_mode
         self._todo: SimpleQueue[tuple[Line, Sender] | None] = SimpleQueue()
         self._tell = tell
         self._stop = threading.Event()
@@ -119,10 +124,29 @@ class Couriers:
                 self._tell(Progress(line, tuple(sent), None, None, over=False))
                 sent, told_at = [], started
             try:
-                sender.send(parcel)
+                with self._publishing(line, parcel):
+                    sender.send(parcel)
             except BaseException as error:  # noqa: BLE001 - whatever a sink raises is its message's affair, and only its
                 self._tell(Progress(line, tuple(sent), parcel, error, over=True))
                 return
             ended = time.monotonic()
             sent.append(Sent(parcel, ended - started, parcel.age_s + ended - line.taken_at))
         self._tell(Progress(line, tuple(sent), None, None, over=True))
+
+    def _publishing(self, line: Line, parcel: Parcel) -> Producing:
+        return publishing(
+            parcel.topic,
+            line.sink,
+            message_id=parcel.id,
+            attempt=parcel.attempt,
+            age_s=parcel.age_s,
+            headers=lambda: _carried(parcel),
+            mode=self._trace_mode,
+        )
+
+
+def _carried(parcel: Parcel) -> Carrier:
+    try:
+        return parcel.headers()
+    except InvalidArguments:  # the sink's affair, if it reads them; a trace is no reason to fail
+        return {}

@@ -129,7 +129,8 @@ class Relay:
             for name, sink in self._sinks.items():
                 senders[name] = sink.open(self._settings)
                 stack.callback(senders[name].close)
-            couriers = Couriers(self._settings.relay_concurrency if senders else 0, self._tell)
+            threads = self._settings.relay_concurrency if senders else 0
+            couriers = Couriers(threads, self._tell, trace_mode=self._settings.trace_mode)
             stack.callback(couriers.close)
             if signals:
                 stack.enter_context(hearing(self.stop))

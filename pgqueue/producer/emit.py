@@ -5,7 +5,8 @@ Called by `app.outbox` and `ctx.emit`; touches the database through storage alon
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
 from typing import Any
 
 import orjson
@@ -16,10 +17,18 @@ from pgqueue.core.payload import PAYLOAD_BYTES_MAX, encode_args
 from pgqueue.errors import InvalidArguments
 from pgqueue.storage.binding import AsyncWhere, SyncWhere, run_async, run_one
 from pgqueue.storage.own_pool import OwnConnections
-from pgqueue.tracing import with_trace
+from pgqueue.tracing import emitting, origin_of, with_trace
 
 EmitPlan = Mapping[str, Any]
 """The parameters of emit_one."""
+
+
+@dataclass(frozen=True, slots=True)
+class Draft:
+    """A message whose plan is made inside the emit's span, whose context it carries."""
+
+    topic: str
+    plan: Callable[[], EmitPlan]
 
 
 def plan_message(
@@ -43,7 +52,9 @@ def plan_message(
     except InvalidArguments as error:
         raise InvalidArguments("payload", error.reason, path=error.path, limit=error.limit) from None
     given = None if headers is None else check_headers(headers)
-    whole = {**inherited(job_headers or {}), **(with_trace(None) or {}), **(given or {})}
+    whole = {**(with_trace(None) or {}), **(given or {})}
+    if job_headers:
+        whole = {**inherited(job_headers), **whole, **origin_of(job_headers)}
     return {
         "topic": topic,
         "payload": text,
@@ -54,22 +65,30 @@ def plan_message(
     }
 
 
-def emit(where: SyncWhere | AsyncWhere | None, plan: EmitPlan, *, own: OwnConnections | None) -> int:
+def emit(where: SyncWhere | AsyncWhere | None, draft: Draft, *, own: OwnConnections | None) -> int:
     """Emit in the transaction of `where`, or, where it is None, in one of `own`; returns the message's id.
 
     Raises as `enqueue` does.
     """
-    if where is None and own is not None:
-        return own.put_message(plan)
-    number: int = run_one(where, ("emit_one", plan))
-    return number
+    with emitting(check_topic(draft.topic)) as span:
+        plan = draft.plan()
+        if where is None and own is not None:
+            number = own.put_message(plan)
+        else:
+            number = run_one(where, ("emit_one", plan))
+        span.made(number)
+        return number
 
 
 async def emit_async(
-    where: SyncWhere | AsyncWhere | None, plan: EmitPlan, *, own: OwnConnections | None
+    where: SyncWhere | AsyncWhere | None, draft: Draft, *, own: OwnConnections | None
 ) -> int:
     """As `emit`, on an async connection or session."""
-    if where is None and own is not None:
-        return await own.put_message_async(plan)
-    number: int = (await run_async(where, [("emit_one", plan)], checked=True))[0]
-    return number
+    with emitting(check_topic(draft.topic)) as span:
+        plan = draft.plan()
+        if where is None and own is not None:
+            number = await own.put_message_async(plan)
+        else:
+            number = (await run_async(where, [("emit_one", plan)], checked=True))[0]
+        span.made(number)
+        return number

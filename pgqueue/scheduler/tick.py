@@ -23,6 +23,7 @@ from pgqueue.errors import InvalidInput
 from pgqueue.storage.faults import summary_of
 from pgqueue.storage.link import Link
 from pgqueue.storage.statements import statement
+from pgqueue.tracing import Carrier, Fire, firing
 
 REST_FIRST_S: Final = 1.0
 REST_MAX_S: Final = 60.0
@@ -58,6 +59,9 @@ class DueSchedule:
 
 
 Planned = tuple[DueSchedule, TickPlan]
+FireKey = tuple[str, str | None]
+"""A schedule's name and a run's key."""
+NO_TRACES: Final[Mapping[FireKey, Carrier]] = {}
 
 
 class Ticker:
@@ -96,14 +100,19 @@ class Ticker:
         return any([self._write(batch) for batch in _batches(plans)])  # noqa: C419 - each is to be written
 
     def _write(self, plans: list[Planned]) -> bool:
+        fires = _fires_of(plans)
+        traces = {fire: span.headers for fire, span in fires.items() if span.headers}
         try:
             # One try: what the database does not take now is taken in a later round, and others come first.
-            decided = self._link.try_once(lambda conn: write_plans(conn, plans, self._id)) or {}
+            decided = self._link.try_once(lambda conn: write_plans(conn, plans, self._id, traces)) or {}
         except psycopg.Error as error:
+            for span in fires.values():
+                span.undecided(type(error).__name__)
             if len(plans) > 1:
                 return any([self._write([one]) for one in plans])  # noqa: C419 - as above
             self._failed(plans[0][0], summary_of(error))
             return False
+        _told(fires, decided)
         for due, plan in plans:
             if due.name in decided:
                 self._resting.pop(due.name, None)
@@ -179,9 +188,15 @@ def plan_for(due: DueSchedule) -> TickPlan:
 
 
 def write_plans(
-    conn: psycopg.Connection[Any], plans: Sequence[Planned], scheduler_id: str
+    conn: psycopg.Connection[Any],
+    plans: Sequence[Planned],
+    scheduler_id: str,
+    traces: Mapping[FireKey, Carrier] = NO_TRACES,
 ) -> Mapping[str, Decided]:
-    """Write plans, all in one transaction; what was decided by schedule, without those that have moved on."""
+    """Write plans, all in one transaction; what was decided by schedule, without those that have moved on.
+
+    `traces`: headers with the context of a fire's span, for its job.
+    """
     rows = [
         {
             "name": due.name,
@@ -189,7 +204,7 @@ def write_plans(
             "decided_from": due.last_fire_at.isoformat(),
             "decided_until": plan.decided_until.isoformat(),
             "next_fire_at": None if plan.next_fire_at is None else plan.next_fire_at.isoformat(),
-            "runs": [_as_row(run) for run in plan.runs],
+            "runs": [_as_row(run, traces.get((due.name, run.run_key))) for run in plan.runs],
         }
         for due, plan in plans
     ]
@@ -205,13 +220,36 @@ def write_plan(conn: psycopg.Connection[Any], due: DueSchedule, plan: TickPlan, 
     return write_plans(conn, [(due, plan)], scheduler_id).get(due.name, [])
 
 
-def _as_row(run: PlannedRun) -> dict[str, str | None]:
+def _fires_of(plans: Sequence[Planned]) -> dict[FireKey, Fire]:
+    return {
+        (due.name, run.run_key): firing(due.name, run.run_key)
+        for due, plan in plans
+        for run in plan.runs
+        if run.outcome == "enqueue"
+    }
+
+
+def _told(fires: Mapping[FireKey, Fire], decided: Mapping[str, Decided]) -> None:
+    outcomes = {
+        (name, run_key): (outcome, job_id)
+        for name, rows in decided.items()
+        for run_key, outcome, job_id in rows
+    }
+    for fire, span in fires.items():
+        if fire in outcomes:
+            span.decided(*outcomes[fire])
+        else:
+            span.undecided("overtaken")
+
+
+def _as_row(run: PlannedRun, trace: Carrier | None) -> dict[str, Any]:
     return {
         "run_key": run.run_key,
         "fire_at": run.fire_at.isoformat(),
         "run_at": run.run_at.isoformat(),
         "outcome": "enqueued" if run.outcome == "enqueue" else "missed",
         "note": run.note,
+        "headers": trace,
     }
 
 

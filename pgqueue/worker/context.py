@@ -17,7 +17,7 @@ from psycopg import AsyncConnection, Connection
 from pgqueue.core.job import Job
 from pgqueue.core.message import Message
 from pgqueue.errors import InvalidOption
-from pgqueue.producer.emit import EmitPlan, emit, emit_async, plan_message
+from pgqueue.producer.emit import Draft, emit, emit_async, plan_message
 from pgqueue.worker.lazy_connection import LazyAsyncConnection
 from pgqueue.worker.once import TTL_DEFAULT_S, AsyncOnce, OnceKey, SyncOnce
 from pgqueue.worker.steps import Steps
@@ -124,14 +124,17 @@ class _Context:
         payload: Mapping[str, Any] | None,
         key: str | None,
         headers: Mapping[str, str] | None,
-    ) -> EmitPlan:
-        return plan_message(
+    ) -> Draft:
+        return Draft(
             topic,
-            payload,
-            key=key,
-            headers=headers,
-            job_id=self._job.id,
-            job_headers=self._extras.get("headers"),
+            lambda: plan_message(
+                topic,
+                payload,
+                key=key,
+                headers=headers,
+                job_id=self._job.id,
+                job_headers=self._extras.get("headers"),
+            ),
         )
 
     @property
@@ -367,8 +370,8 @@ class AsyncJobContext(_Context):
         headers: Mapping[str, str] | None = None,
     ) -> int:
         """Emit a message in the job's transaction: it exists if this job succeeds. Returns its id."""
-        plan = self._message(topic, payload, key, headers)
-        return await emit_async(await self.connection(), plan, own=None)
+        draft = self._message(topic, payload, key, headers)
+        return await emit_async(await self.connection(), draft, own=None)
 
     async def once(self, key: str, ttl: str | float | timedelta | None = TTL_DEFAULT_S) -> AsyncOnce:
         """As JobContext.once: `if await ctx.once(key, ttl):`."""

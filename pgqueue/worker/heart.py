@@ -90,6 +90,7 @@ class Heart:
             "claimed": state.claimed,
             "settled": state.settled,
             "failed": state.failed,
+            "claims_lost": state.claims_lost,
         }
 
         def leave(conn: psycopg.Connection[Any]) -> None:
@@ -173,6 +174,7 @@ class Heart:
     def _round(self, interval: float) -> None:
         late = time.monotonic() - self._last_beat - interval
         if late > LATE_TIMES * interval:
+            self._state.beats_late += 1
             self._state.events.emit(
                 Warned(
                     "heartbeat_late",
@@ -215,6 +217,9 @@ class Heart:
                 "failed": state.failed,
                 "busy": len(state.running),
                 "status": "draining" if state.draining.is_set() else "live",
+                "port": state.port,
+                "claims_lost": state.claims_lost,
+                "beats_late": state.beats_late,
             },
         ).fetchone()
         if row is None:

@@ -120,6 +120,7 @@ class Settler:
     def note_lost(self, job: ClaimedJob) -> None:
         """The fence refused: nothing of this run was committed."""
         self._state.claims.settled(job.claim, job.id)
+        self._state.claims_lost += 1
         self._state.events.emit(ClaimLostSeen(job.id, job.task_name, job.queue, job.claim.id))
 
     def pending(self) -> int:
@@ -373,6 +374,7 @@ def _told(batch: list[_Success], settle_s: float) -> AttemptsSucceeded:
             )
             for s in batch
         ],
+        None if batch[0].prepared.span_ids is None else lambda: [s.prepared.span_ids for s in batch],
     )
 
 

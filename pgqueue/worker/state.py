@@ -51,6 +51,9 @@ class WorkerState:
     claimed: int = 0
     settled: int = 0
     failed: int = 0
+    claims_lost: int = 0
+    beats_late: int = 0
+    port: int | None = None  # where metrics and probes are served, told with each beat
     stuck: set[int] = field(default_factory=set)  # threads whose handler outlived its time and still runs
     suspects: int = 0
     objectives_s: dict[str, float] = field(default_factory=dict)  # by queue, replaced whole with each beat

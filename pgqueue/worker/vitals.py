@@ -31,6 +31,10 @@ class WorkerVitals:
         self.claimer: Claimer | None = None
         self.loop: AsyncExecutor | None = None
 
+    def served_at(self, port: int) -> None:
+        """Metrics or probes can be asked for on this port: the worker's row says so from its next beat on."""
+        self._state.port = port
+
     def live(self) -> Sequence[Check]:
         """Its claim thread and its event loop turn. A worker that drains claims nothing, and that is no fault."""
         now, checks = time.monotonic(), []

@@ -110,7 +110,7 @@ WHERE n.nspname = 'pgqueue' AND c.relname <> 'alembic_version' AND c.relkind <> 
   AND NOT (c.relispartition AND c.relname ~ '_[0-9]{8}$')
 
 -- name: catalog_functions
--- purpose:   functions and procedures; the body as a hash
+-- purpose:   functions and procedures; the body as a hash, of what a body in standard SQL is parsed to as well
 -- called by: storage/drift
 -- returns:   (key text, facts jsonb)
 SELECT format('function %s.%s(%s)', n.nspname, p.proname, pg_get_function_identity_arguments(p.oid)),
@@ -121,7 +121,8 @@ SELECT format('function %s.%s(%s)', n.nspname, p.proname, pg_get_function_identi
     'result', pg_get_function_result(p.oid),
     'language', l.lanname,
     'kind', p.prokind,
-    'body', left(encode(sha256(convert_to(p.prosrc, 'UTF8')), 'hex'), 16),
+    'body', left(encode(sha256(convert_to(coalesce(
+      regexp_replace(pg_get_function_sqlbody(p.oid), '\m(?!pgqueue\.)[a-z_0-9]+\.|\s+', '', 'g'), p.prosrc), 'UTF8')), 'hex'), 16),
     'volatile', p.provolatile,
     'parallel', p.proparallel,
     'strict', p.proisstrict,

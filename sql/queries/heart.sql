@@ -43,7 +43,9 @@ WHERE (t.queue, t.priority, t.max_attempts, t.batch_window_s, t.batch_key)
 -- returns:   whether an operator wants it to drain
 UPDATE pgqueue.workers w
 SET beat_at = clock_timestamp(), suspected_at = NULL, claimed = %(claimed)s, settled = %(settled)s, failed = %(failed)s, busy = %(busy)s,
-  status = %(status)s
+  status = %(status)s, port = %(port)s, claims_lost = %(claims_lost)s, beats_late = %(beats_late)s,
+  claim_lost_at = CASE WHEN %(claims_lost)s > w.claims_lost THEN clock_timestamp() ELSE w.claim_lost_at END,
+  beat_late_at = CASE WHEN %(beats_late)s > w.beats_late THEN clock_timestamp() ELSE w.beat_late_at END
 WHERE w.id = %(id)s AND w.status IN ('live', 'draining')
 RETURNING w.drain_requested_at IS NOT NULL
 
@@ -88,7 +90,8 @@ WHERE o.sla_s IS NOT NULL
 -- index:     the primary key
 -- returns:   nothing
 UPDATE pgqueue.workers SET status = 'stopped', ended_at = clock_timestamp(), busy = 0, claimed = %(claimed)s, settled = %(settled)s,
-  failed = %(failed)s
+  failed = %(failed)s, claims_lost = %(claims_lost)s, port = NULL,
+  claim_lost_at = CASE WHEN %(claims_lost)s > claims_lost THEN clock_timestamp() ELSE claim_lost_at END
 WHERE id = %(id)s AND status IN ('live', 'draining')
 
 -- name: fall_asleep

@@ -303,7 +303,7 @@ WHERE w.status IN ('live', 'draining') AND %(queue)s = ANY (w.queues) AND w.beat
 -- index:     none; the table is small and old rows are forgotten
 -- returns:   one row per process; `stale` = it should have beaten by now
 SELECT w.id::text, w.kind, w.status, w.status IN ('live', 'draining') AND w.beat_at + make_interval(secs => w.lease_s) < clock_timestamp() AS stale,
-  w.host, w.pid, w.version, w.queues, w.slots, w.busy, w.claimed, w.settled, w.failed, w.started_at, w.beat_at, w.ended_at, w.lease_s,
+  w.host, w.pid, w.port, w.version, w.queues, w.slots, w.busy, w.claimed, w.settled, w.failed, w.claims_lost, w.beats_late, w.started_at, w.beat_at, w.ended_at, w.lease_s,
   w.lock_key IS NOT NULL AS has_lock, w.drain_requested_at IS NOT NULL AS drain_requested
 FROM pgqueue.workers w
 WHERE %(ended)s::boolean OR w.status IN ('live', 'draining')

@@ -72,9 +72,14 @@ CREATE TABLE pgqueue.workers (
   claimed bigint NOT NULL DEFAULT 0,
   settled bigint NOT NULL DEFAULT 0,
   failed bigint NOT NULL DEFAULT 0,
+  claims_lost bigint NOT NULL DEFAULT 0,
+  beats_late bigint NOT NULL DEFAULT 0,
+  claim_lost_at timestamptz,
+  beat_late_at timestamptz,
   busy integer NOT NULL DEFAULT 0,
   slots integer NOT NULL DEFAULT 0,
   pid integer NOT NULL,
+  port integer,
   status text NOT NULL DEFAULT 'live',
   kind text NOT NULL DEFAULT 'worker',
   host text NOT NULL,
@@ -94,9 +99,14 @@ COMMENT ON COLUMN pgqueue.workers.ended_at IS 'When it stopped or was found dead
 COMMENT ON COLUMN pgqueue.workers.claimed IS 'Jobs claimed since it started';
 COMMENT ON COLUMN pgqueue.workers.settled IS 'Jobs settled since it started';
 COMMENT ON COLUMN pgqueue.workers.failed IS 'Attempts failed since it started';
+COMMENT ON COLUMN pgqueue.workers.claims_lost IS 'Attempts whose settlement the fence refused since it started: its process was away for longer than its lease';
+COMMENT ON COLUMN pgqueue.workers.beats_late IS 'Beats that came much too late since it started: something held the interpreter';
+COMMENT ON COLUMN pgqueue.workers.claim_lost_at IS 'The beat that reported the last lost claim';
+COMMENT ON COLUMN pgqueue.workers.beat_late_at IS 'The last beat that came much too late';
 COMMENT ON COLUMN pgqueue.workers.busy IS 'Handlers running at the last beat';
 COMMENT ON COLUMN pgqueue.workers.slots IS 'Handlers it may run at once';
 COMMENT ON COLUMN pgqueue.workers.pid IS 'Process id on its host';
+COMMENT ON COLUMN pgqueue.workers.port IS 'Where it serves metrics and probes over HTTP; NULL = nowhere';
 COMMENT ON COLUMN pgqueue.workers.status IS 'live, draining, stopped (left in order), dead (its claims were rescued)';
 COMMENT ON COLUMN pgqueue.workers.kind IS 'worker, or suspect: a one-slot process for jobs whose last process died';
 COMMENT ON COLUMN pgqueue.workers.host IS 'Host name';

@@ -59,6 +59,19 @@ def test_the_rules_fire_when_they_should_and_only_then(promtool: str, tmp_path: 
     assert answer.returncode == 0, answer.stdout + answer.stderr
 
 
+def test_every_alert_is_played_and_its_end_too() -> None:
+    played: dict[str, set[bool]] = {}
+    for test in yaml.safe_load(PLAYED.read_text())["tests"]:
+        for question in test.get("promql_expr_test", ()):
+            found = re.fullmatch(
+                r'count\(ALERTS\{alertname="(\w+)",alertstate="firing"\}\)', question["expr"]
+            )
+            if found:
+                played.setdefault(found[1], set()).add(bool(question["exp_samples"]))
+    alerts = {rule["alert"] for rule in rules() if "alert" in rule}
+    assert played == {alert: {True, False} for alert in alerts}, "each alert needs its fault and its end here"
+
+
 def test_a_rule_that_forgets_the_pause_is_found(promtool: str, tmp_path: Path) -> None:
     text = RULES.read_text()
     twin = text.replace(

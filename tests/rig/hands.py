@@ -83,7 +83,18 @@ class Hand:
 
     def beat(self, status: str = "live") -> bool | None:
         """Whether an operator wants a drain; None when this worker was declared dead."""
-        rows = self.run("beat", id=self.worker_id, claimed=0, settled=0, failed=0, busy=0, status=status)
+        rows = self.run(
+            "beat",
+            id=self.worker_id,
+            claimed=0,
+            settled=0,
+            failed=0,
+            busy=0,
+            status=status,
+            port=None,
+            claims_lost=0,
+            beats_late=0,
+        )
         return next(iter(rows[0].values())) if rows else None
 
     def claim(

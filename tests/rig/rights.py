@@ -138,6 +138,7 @@ FUNCTIONS: Final[dict[str, tuple[str, str, str, str]]] = {
     "role_rights": ("-", "-", "X", "X"),
     # Called by other functions only, with their rights.
     "alert_signals": NOTHING,
+    "late_starts": NOTHING,
     "check_job": NOTHING,
     "check_key": NOTHING,
     "check_headers": NOTHING,

@@ -8,10 +8,12 @@ import time
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
+from pathlib import Path
 from typing import Any
 
 import pytest
-from rig.database import Database
+from rig.database import ROOT, Database
+from rig.proc import pgqueue
 from rig.wait import wait_for
 
 from pgqueue.app import App
@@ -38,6 +40,8 @@ class Receiver:
     """A server that takes alerts, answering with the status in `status`."""
 
     status: int = 200
+    go_on: threading.Event = field(default_factory=threading.Event)
+    hangs: bool = False
     bodies: list[bytes] = field(default_factory=list)
     headers: list[dict[str, str]] = field(default_factory=list)
     port: int = 0
@@ -63,6 +67,9 @@ def receiver() -> Iterator[Receiver]:
             body = self.rfile.read(int(self.headers["Content-Length"]))
             found.headers.append({name.lower(): value for name, value in self.headers.items()})
             found.bodies.append(body)
+            if found.hangs:
+                found.go_on.wait(60)
+                return
             self.send_response(found.status)
             if 300 <= found.status < 400:
                 self.send_header("Location", f"http://127.0.0.1:{found.port}/elsewhere")
@@ -77,6 +84,7 @@ def receiver() -> Iterator[Receiver]:
         thread = threading.Thread(target=server.serve_forever)
         thread.start()
         yield found
+        found.go_on.set()
         server.shutdown()
         thread.join(10)
 
@@ -248,6 +256,60 @@ def test_a_sink_that_fails_is_tried_six_times_and_hinders_nothing(
     receiver.status = 200
     conn.execute("DELETE FROM pgqueue.jobs")
     wait_for(lambda: receiver.alerts()[-1] == ("NoWorkers", "q", "resolved"), 60, "the end told")
+
+
+def test_a_sink_that_hangs_delays_no_evaluation_and_no_other_sink(
+    database: Database, lead: Callable[..., tuple[App, list[object]]], receiver: Receiver
+) -> None:
+    receiver.hangs = True
+    quicken(database, "no_workers")
+    _, events = lead(alert_webhook_url=receiver.url, alert_webhook_secret=SECRET)
+    conn = database.connect()
+    conn.execute("SELECT pgqueue.enqueue('t', queue => 'q')")
+    wait_for(lambda: receiver.bodies, 60, "a post that hangs")
+    conn.execute("SELECT pgqueue.enqueue('t', queue => 'other')")
+    wait_for(lambda: ("NoWorkers", "other", "firing") in told(events), 60, "an alert while it hangs")
+    conn.execute("DELETE FROM pgqueue.jobs")
+    wait_for(lambda: ("NoWorkers", "other", "resolved") in told(events), 60, "its end while it hangs")
+    row = conn.execute(
+        "SELECT count(*) FROM pgqueue.alert_deliveries WHERE sink = 'webhook' AND sent_at IS NOT NULL"
+    ).fetchone()
+    assert row == (0,)
+
+
+def test_all_worker_processes_killed_raise_the_alert_in_time_and_a_new_one_ends_it(
+    database: Database, lead: Callable[..., tuple[App, list[object]]]
+) -> None:
+    """Within the lease, the rule's patience and an interval; the processes are killed as a crash would."""
+    for_s, lease_s = 1.0, 3.0
+    quicken(database, "no_workers")
+    conn = database.connect()
+    conn.execute("UPDATE pgqueue.alert_rules SET for_s = %s WHERE kind = 'no_workers'", [for_s])
+    _, events = lead()
+    env = {
+        "PGQUEUE_DATABASE_URL": database.dsn,
+        "PYTHONPATH": f"{ROOT}:{Path(__file__).parent}",
+        "PGQUEUE_LEASE_S": f"{lease_s:g}s",
+        "PGQUEUE_HEARTBEAT_S": "500ms",
+        "PGQUEUE_TCP_USER_TIMEOUT_S": "1s",
+    }
+    command = ("worker", "-A", "relayapp:app", "-q", "default")
+    live = "SELECT count(*) FROM pgqueue.workers WHERE status = 'live'"
+    with pgqueue(*command, env=env) as first, pgqueue(*command, env=env) as second:
+        wait_for(lambda: database.one(live) == 2, 60, "two workers")
+        first.kill()
+        second.kill()
+    conn.execute("SELECT pgqueue.enqueue('receipt')")
+    wait_for(lambda: told(events), 60, "the alert")
+    assert told(events) == [("NoWorkers", "default", "firing")]
+    took_s = database.one(
+        "SELECT date_part('epoch', e.fired_at - (SELECT max(w.beat_at) FROM pgqueue.workers w)) FROM pgqueue.alert_events e"
+    )
+    assert took_s >= for_s
+    with pgqueue(*command, env=env):
+        wait_for(lambda: len(told(events)) == 2, 60, "its end")
+    assert told(events)[1] == ("NoWorkers", "default", "resolved")
+    assert database.one("SELECT count(*) FROM pgqueue.alert_events") == 1
 
 
 def test_what_a_webhook_answers_counts_as_told_only_with_2xx(receiver: Receiver) -> None:

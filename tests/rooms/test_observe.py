@@ -385,6 +385,37 @@ def test_processes_of_all_kinds_serve_their_ports(database: Database, tmp_path: 
         assert scheduler.wait() == 0
 
 
+def test_a_workers_row_says_where_it_can_be_asked_and_how_often_it_was_away(
+    make_site: Callable[..., Any],
+) -> None:
+    site = make_site(heartbeat_s=0.3, metrics_port=0)
+
+    @site.app.task(name="t")
+    def t() -> None: ...
+
+    worker = site.start()
+    asked = "SELECT port, claims_lost, beats_late, claim_lost_at IS NULL, beat_late_at IS NULL FROM pgqueue.workers"
+    with serve_observability(
+        site.app.settings,
+        site.app.events,
+        worker.vitals,
+        component="worker",
+        opened=worker.vitals.served_at,
+    ) as ports:
+        wait_for(lambda: site.rows(asked)[0][0] == ports.metrics, 30, "the port in the row")
+        (row,) = site.app.queues.workers()
+        assert (row.port, row.claims_lost) == (ports.metrics, 0)
+        before = site.rows(asked)[0][2:]
+        worker.state.claims_lost += 1
+        wait_for(lambda: site.rows(asked)[0][1] == 1, 30, "the lost claim in the row")
+        assert site.rows(asked)[0][3] is False
+        worker.state.beats_late += 1
+        wait_for(lambda: site.rows(asked)[0][2] > before[0], 30, "the late beat in the row")
+        assert site.rows(asked)[0][4] is False
+    site.stop()
+    assert site.rows(asked)[0][:2] == (None, 1)
+
+
 def scrape(snapshots: Snapshots) -> Values:
     registry = CollectorRegistry()
     registry.register(DatabaseMetrics(snapshots))

@@ -24,18 +24,18 @@ from pgqueue.observe.log_sink import LogSink
 from pgqueue.observe.logs import LogListener
 from pgqueue.observe.statement_spans import StatementSpans
 from pgqueue.settings import Settings
+from pgqueue.tracing import api
 
 CANARY = "hunter2-in-the-row"
 
 
 @pytest.fixture
 def spans(monkeypatch: pytest.MonkeyPatch) -> Iterator[InMemorySpanExporter]:
-    """The application's provider; the API lets it be set once per process, so the test stands in for the look-up."""
+    """The application's provider; the API lets it be set once per process, so the test puts it where that would."""
     exporter = InMemorySpanExporter()
     provider = TracerProvider()
     provider.add_span_processor(SimpleSpanProcessor(exporter))
-    monkeypatch.setattr(trace, "get_tracer_provider", lambda: provider)
-    monkeypatch.setattr(trace, "get_tracer", provider.get_tracer)
+    monkeypatch.setattr(trace, "_TRACER_PROVIDER", provider)
     yield exporter
     provider.shutdown()
 
@@ -269,15 +269,15 @@ def test_statements_have_spans_when_they_are_asked_for(site: Any, spans: InMemor
 
 def test_the_conventions_names_are_the_packages() -> None:
     ours = {
-        tracing.SYSTEM: names.MESSAGING_SYSTEM,
-        tracing.DESTINATION: names.MESSAGING_DESTINATION_NAME,
-        tracing.OPERATION_NAME: names.MESSAGING_OPERATION_NAME,
-        tracing.OPERATION_TYPE: names.MESSAGING_OPERATION_TYPE,
-        tracing.MESSAGE_ID: names.MESSAGING_MESSAGE_ID,
-        tracing.CONVERSATION_ID: names.MESSAGING_MESSAGE_CONVERSATION_ID,
-        tracing.CLIENT_ID: names.MESSAGING_CLIENT_ID,
-        tracing.BATCH_COUNT: names.MESSAGING_BATCH_MESSAGE_COUNT,
-        tracing.ERROR_TYPE: error_attributes.ERROR_TYPE,
+        api.SYSTEM: names.MESSAGING_SYSTEM,
+        api.DESTINATION: names.MESSAGING_DESTINATION_NAME,
+        api.OPERATION_NAME: names.MESSAGING_OPERATION_NAME,
+        api.OPERATION_TYPE: names.MESSAGING_OPERATION_TYPE,
+        api.MESSAGE_ID: names.MESSAGING_MESSAGE_ID,
+        api.CONVERSATION_ID: names.MESSAGING_MESSAGE_CONVERSATION_ID,
+        api.CLIENT_ID: names.MESSAGING_CLIENT_ID,
+        api.BATCH_COUNT: names.MESSAGING_BATCH_MESSAGE_COUNT,
+        api.ERROR_TYPE: error_attributes.ERROR_TYPE,
     }
     assert {ours_: theirs for ours_, theirs in ours.items() if ours_ != theirs} == {}
 
@@ -327,8 +327,7 @@ def test_asking_whether_anybody_traces_is_cheaper_than_a_span(spans: InMemorySpa
 
     on = min(cost() for _ in range(3))
     with pytest.MonkeyPatch.context() as patch:
-        proxy = trace.ProxyTracerProvider()
-        patch.setattr(trace, "get_tracer_provider", lambda: proxy)
+        patch.setattr(trace, "_TRACER_PROVIDER", None)
         off = min(cost() for _ in range(3))
     assert real is not None
     assert off * 5 < on

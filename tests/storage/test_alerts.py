@@ -61,6 +61,16 @@ def lags(early: int, late: int) -> str:
     )
 
 
+def missed(grain_s: int, late: int, first: int, last: int) -> str:
+    """A hundred starts in each bucket from `first` to `last` ago, so many of them later than promised."""
+    return (
+        ROLLED
+        + "INSERT INTO pgqueue.stats_minutely (grain_s, bucket_at, series, queue, task, outcome, n, wait_met)"
+        + f" SELECT {grain_s}, date_trunc('minute', clock_timestamp()) - make_interval(secs => {grain_s} * m), 'work', 'q', 't',"
+        + f" 'succeeded', 100, {100 - late} FROM generate_series({last}, {first}) m;"
+    )
+
+
 NO_STATS = "DELETE FROM pgqueue.stats_minutely"
 
 # kind: the fault, its end, and what the incident is about.
@@ -111,6 +121,18 @@ FAULTS: dict[str, tuple[str, str, str]] = {
         "SELECT pgqueue.emit('ride.done', '{}'); UPDATE pgqueue.outbox SET emitted_at = clock_timestamp() - interval '1 hour'",
         "DELETE FROM pgqueue.outbox",
         "ride.done",
+    ),
+    "sla_burn": (SLA + missed(60, 100, 60, 1), NO_STATS, "q"),
+    "sla_burn_slow": (SLA + missed(3600, 10, 6, 1) + missed(60, 10, 30, 1), NO_STATS, "q"),
+    "claims_lost": (
+        WORKER.format(version="1") + "; UPDATE pgqueue.workers SET claims_lost = 1, claim_lost_at = clock_timestamp()",
+        "UPDATE pgqueue.workers SET claim_lost_at = clock_timestamp() - interval '16 minutes'",
+        "",
+    ),
+    "heartbeat_late": (
+        WORKER.format(version="1") + "; UPDATE pgqueue.workers SET beats_late = 1, beat_late_at = clock_timestamp()",
+        "UPDATE pgqueue.workers SET beat_late_at = clock_timestamp() - interval '11 minutes'",
+        "",
     ),
     "partitions": (DROP_DAY, "SELECT pgqueue.ensure_partitions(7)", "job_transitions"),
 }  # fmt: skip
@@ -249,6 +271,17 @@ def test_rates_that_are_old_say_nothing(conn: psycopg.Connection[Any]) -> None:
         "UPDATE pgqueue.stats_progress SET done_upto = done_upto - interval '10 minutes' WHERE what = 'rollups'"
     )
     assert evaluate(conn) == []
+
+
+def test_a_budget_that_burns_no_more_or_only_for_a_moment_wakes_nobody(conn: psycopg.Connection[Any]) -> None:
+    only(conn, "sla_burn")
+    conn.execute((SLA + missed(60, 100, 60, 6) + missed(60, 0, 5, 1)).encode())
+    assert evaluate(conn) == []  # an hour that was bad, and is over
+    conn.execute(NO_STATS)
+    conn.execute((missed(60, 0, 60, 6) + missed(60, 100, 5, 1)).encode())
+    conn.execute("UPDATE pgqueue.stats_minutely SET wait_met = 90 WHERE wait_met = 0 AND n = 100")
+    assert evaluate(conn) == []  # five bad minutes of a good hour
+    assert ran_well(conn)
 
 
 def test_a_lag_that_shrinks_does_not_grow(conn: psycopg.Connection[Any]) -> None:

@@ -440,7 +440,7 @@ def test_leaving_in_order_ends_the_row_but_never_revives_a_dead_one(
 ) -> None:
     dead, _ = victim(conn)
     for worker in (hand, dead):
-        worker.run("end_worker", id=worker.worker_id, claimed=3, settled=2, failed=1)
+        worker.run("end_worker", id=worker.worker_id, claimed=3, settled=2, failed=1, claims_lost=0)
     row = conn.execute(
         "SELECT status, claimed, settled, failed, ended_at IS NOT NULL FROM pgqueue.workers WHERE id = %s",
         [hand.worker_id],

@@ -3,11 +3,14 @@
 from __future__ import annotations
 
 import threading
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
 import pytest
 from prometheus_client import CollectorRegistry, generate_latest
+from prometheus_client.openmetrics import exposition as openmetrics
+from prometheus_client.openmetrics.parser import text_string_to_metric_families as parse_openmetrics
 from prometheus_client.parser import text_string_to_metric_families
 from rig.database import ROOT
 
@@ -230,6 +233,26 @@ def test_a_histogram_holds_every_value_once() -> None:
         histogram.observe(value)
     assert histogram.buckets() == [("0.1", 2), ("1.0", 4), ("+Inf", 5)]
     assert histogram.sum == pytest.approx(6.200001)
+
+
+def test_a_bucket_shows_its_newest_trace_to_scrapers_that_ask_for_openmetrics() -> None:
+    metrics = ProcessMetrics("worker")
+    old, new = ("a" * 32, "b" * 16), ("c" * 32, "d" * 16)
+    made = succeeded(("t", "q", 0.1, 0.02, 0.2), ("t", "q", 0.1, 0.02, 0.2), ("t", "q", 0.1, 7, 8))
+    metrics(replace(made, spans=lambda: [old, new, None]))
+    metrics(attempt("retry", run_s=0.5, span_ids=old))
+    registry = CollectorRegistry()
+    registry.register(metrics)
+    shown = openmetrics.generate_latest(registry).decode()
+    lines = [line for line in shown.splitlines() if "job_run_seconds_bucket" in line and " # " in line]
+    assert len(lines) == 2
+    assert 'le="0.025"' in lines[0]
+    assert f'trace_id="{new[0]}"' in lines[0]
+    assert f'span_id="{new[1]}"' in lines[0]
+    assert f'trace_id="{old[0]}"' in lines[1]
+    (family,) = (f for f in parse_openmetrics(shown) if f.name == "pgqueue_job_run_seconds")
+    assert {s.exemplar.value for s in family.samples if s.exemplar} == {0.02, 0.5}
+    assert "trace_id" not in generate_latest(registry).decode()
 
 
 def test_counting_from_many_threads_loses_nothing() -> None:
