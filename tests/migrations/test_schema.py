@@ -344,3 +344,17 @@ def test_a_hostile_search_path_reaches_no_migration(blank18: Database) -> None:
     )
     migrate.upgrade(blank18.dsn)
     assert [str(found) for found in diff(expected_schema(), described(blank18))] == []
+
+
+@pytest.mark.parametrize("form", ["RETURN {}", "BEGIN ATOMIC SELECT {}; END", "AS 'SELECT {}'"])
+def test_a_changed_body_is_seen_however_it_is_written(database: Database, form: str) -> None:
+    """A body in standard SQL is kept parsed: its text, which a function of another kind has, is empty."""
+    conn = database.connect()
+    head = "CREATE OR REPLACE FUNCTION pgqueue.answer() RETURNS integer LANGUAGE sql "
+    conn.execute((head + form.format(1)).encode())
+    before = describe_schema(conn)
+    conn.execute((head + form.format(1)).encode())
+    assert diff(before, describe_schema(conn)) == []
+    conn.execute((head + form.format(2)).encode())
+    (found,) = diff(before, describe_schema(conn))
+    assert (found.subject, found.fact) == ("function pgqueue.answer()", "body")

@@ -241,11 +241,24 @@ def test_another_revision_than_the_evaluators_fires_and_resolves(conn: psycopg.C
     assert evaluate(conn) == [(rule, "", "resolved")]
 
 
-def test_bloat_is_read_from_statistics_and_a_clean_table_does_not_fire(
-    conn: psycopg.Connection[Any],
+def test_a_table_of_dead_rows_fires_and_resolves_once_they_are_gone(
+    database: Database, conn: psycopg.Connection[Any]
 ) -> None:
-    only(conn, "table_bloat")
+    rule = only(conn, "table_bloat")
     assert evaluate(conn) == []
+    conn.execute("CREATE TABLE pgqueue.bloated (n integer) WITH (autovacuum_enabled = off)")
+    try:
+        with database.connect(autocommit=False) as writer:
+            writer.execute("INSERT INTO pgqueue.bloated SELECT generate_series(1, 1000001)")
+            writer.rollback()
+            writer.execute("SELECT pg_stat_force_next_flush()")
+            writer.commit()
+        assert evaluate(conn) == [(rule, "bloated", "firing")]
+        conn.execute("VACUUM pgqueue.bloated")
+        conn.execute("SELECT pg_stat_force_next_flush()")
+        assert evaluate(conn) == [(rule, "bloated", "resolved")]
+    finally:
+        conn.execute("DROP TABLE pgqueue.bloated")
     assert ran_well(conn)
 
 
