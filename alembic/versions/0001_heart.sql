@@ -2978,7 +2978,7 @@ LANGUAGE sql STABLE SET search_path = pg_catalog, pg_temp AS $$
     ('accept_message', 'X', 'X', '-', '-'),
     ('cancel', 'X', 'X', 'X', '-'),
     ('run_now', '-', '-', 'X', '-'),
-    ('reschedule', '-', '-', 'X', '-'),
+    ('reschedule', 'X', 'X', 'X', '-'),
     ('redrive', '-', '-', 'X', '-'),
     ('discard', '-', '-', 'X', '-'),
     ('pause', '-', '-', 'X', '-'),

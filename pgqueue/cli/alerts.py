@@ -7,6 +7,7 @@ from typing import TYPE_CHECKING, Annotated, Final
 import typer
 
 from pgqueue.cli.bulk import DryRun, Limit, Reason
+from pgqueue.cli.complete import rule_names
 from pgqueue.cli.session import Session, say, verb
 
 if TYPE_CHECKING:
@@ -45,7 +46,12 @@ app = typer.Typer(name="alerts", help="Alerts: what is wrong, and who is told.",
 
 RuleName = Annotated[
     str,
-    typer.Argument(metavar="RULE", help="Rule name.", parser=lambda text: text.removeprefix("rule/")),
+    typer.Argument(
+        metavar="RULE",
+        help="Rule name.",
+        parser=lambda text: text.removeprefix("rule/"),
+        autocompletion=rule_names,
+    ),
 ]
 AlertId = Annotated[
     int,

@@ -12,6 +12,7 @@ from typing import TYPE_CHECKING, Annotated, Any, Final
 import typer
 
 from pgqueue.cli.bar import Bar
+from pgqueue.cli.complete import queue_names, task_names
 from pgqueue.cli.session import Session, say
 from pgqueue.errors import InvalidOption, NotFoundError
 
@@ -44,9 +45,18 @@ Reason = Annotated[
 DryRun = Annotated[bool, typer.Option("--dry-run", help="Say what would be done and change nothing.")]
 Yes = Annotated[bool, typer.Option("--yes", help="Do not ask.")]
 Everything = Annotated[bool, typer.Option("--all", help="All that match, without any filter.")]
-Queue = Annotated[str | None, typer.Option("--queue", help="Only of this queue.", show_default=False)]
+Queue = Annotated[
+    str | None,
+    typer.Option("--queue", help="Only of this queue.", show_default=False, autocompletion=queue_names),
+]
 Task = Annotated[
-    str | None, typer.Option("--task", help="Only of this task; capture* means a prefix.", show_default=False)
+    str | None,
+    typer.Option(
+        "--task",
+        help="Only of this task; capture* means a prefix.",
+        show_default=False,
+        autocompletion=task_names,
+    ),
 ]
 Where = Annotated[
     str | None,

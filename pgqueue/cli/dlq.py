@@ -27,6 +27,7 @@ from pgqueue.cli.bulk import (
     chosen,
     filter_text,
 )
+from pgqueue.cli.complete import task_names
 from pgqueue.cli.session import Output, Session, say, verb
 
 if TYPE_CHECKING:
@@ -68,7 +69,10 @@ Why = Annotated[
 Error = Annotated[
     str | None, typer.Option("--error-type", help="Only with this error class.", show_default=False)
 ]
-ExactTask = Annotated[str | None, typer.Option("--task", help="Only of this task.", show_default=False)]
+ExactTask = Annotated[
+    str | None,
+    typer.Option("--task", help="Only of this task.", show_default=False, autocompletion=task_names),
+]
 Fingerprint = Annotated[
     str | None, typer.Option("--fingerprint", help="Only of this group.", show_default=False)
 ]

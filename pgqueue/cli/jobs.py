@@ -28,6 +28,7 @@ from pgqueue.cli.bulk import (
     chosen,
     filter_text,
 )
+from pgqueue.cli.complete import queue_names, task_names
 from pgqueue.cli.session import Session, say, verb
 from pgqueue.errors import InvalidArguments, InvalidTime
 
@@ -83,10 +84,13 @@ def register(main: typer.Typer) -> None:
 def enqueue(
     session: Session,
     *,
-    task: Annotated[str, typer.Argument(help="Task name.")],
+    task: Annotated[str, typer.Argument(help="Task name.", autocompletion=task_names)],
     args: Annotated[str, typer.Argument(metavar="JSON", help="Its arguments by name; - reads stdin.")] = "{}",
     queue: Annotated[
-        str | None, typer.Option("--queue", help="Default: the task's own.", show_default=False)
+        str | None,
+        typer.Option(
+            "--queue", help="Default: the task's own.", show_default=False, autocompletion=queue_names
+        ),
     ] = None,
     priority: Annotated[
         int | None, typer.Option("--priority", help="0 (first) to 9.", show_default=False)

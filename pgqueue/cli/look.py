@@ -153,7 +153,7 @@ def version(session: Session) -> None:
     """The versions of pgqueue, Python and the schema this code expects."""
     import platform
 
-    from pgqueue.storage.revisions import head
+    from pgqueue.storage.known import head
     from pgqueue.version import VERSION
 
     session.printer.one(

@@ -21,6 +21,7 @@ from pgqueue.cli import (
     db,
     demo,
     dlq,
+    everything,
     exporter,
     health,
     jobs,
@@ -57,15 +58,15 @@ app = typer.Typer(
 def _options(
     ctx: typer.Context,
     *,
-    dsn: Annotated[str | None, DSN] = None,
+    dsn: Annotated[list[str] | None, DSN] = None,
     output: Annotated[Output | None, OUTPUT] = None,
     verbose: Annotated[bool, VERBOSE] = False,
     no_headers: Annotated[bool, NO_HEADERS] = False,
     utc: Annotated[bool, UTC] = False,
 ) -> None:
     common = ctx.ensure_object(Common)
-    common.dsn, common.output, common.verbose, common.no_headers, common.utc = (
-        dsn,
+    common.dsns, common.output, common.verbose, common.no_headers, common.utc = (
+        dsn or [],
         output,
         verbose,
         no_headers,
@@ -77,6 +78,7 @@ NOUNS: Final = (
     work,
     scheduler,
     relay,
+    everything,
     jobs,
     tail,
     dlq,

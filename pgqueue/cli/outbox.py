@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING, Annotated, Any, Final
 import typer
 
 from pgqueue.cli.bulk import Asked, DryRun, Everything, Limit, Rate, Reason, Yes, carry_out, chosen, job_id
+from pgqueue.cli.complete import topic_names
 from pgqueue.cli.session import Session, say, verb
 
 if TYPE_CHECKING:
@@ -56,7 +57,12 @@ State = Annotated[
 ]
 Topic = Annotated[
     str | None,
-    typer.Option("--topic", help="Only of this topic; ride.* means all below ride.", show_default=False),
+    typer.Option(
+        "--topic",
+        help="Only of this topic; ride.* means all below ride.",
+        show_default=False,
+        autocompletion=topic_names,
+    ),
 ]
 SinkName = Annotated[
     str | None, typer.Option("--sink", help="Only for this sink; task:NAME for a task.", show_default=False)

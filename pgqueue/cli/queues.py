@@ -9,6 +9,7 @@ import typer
 
 from pgqueue.cli.bar import LINE_S
 from pgqueue.cli.bulk import DryRun, Limit, Reason
+from pgqueue.cli.complete import queue_names, worker_names
 from pgqueue.cli.session import Session, say, verb
 
 if TYPE_CHECKING:
@@ -51,7 +52,7 @@ app = typer.Typer(
 )
 workers_app = typer.Typer(name="workers", help="Worker processes.", no_args_is_help=True)
 
-Name = Annotated[str, typer.Argument(metavar="QUEUE", help="Queue name.")]
+Name = Annotated[str, typer.Argument(metavar="QUEUE", help="Queue name.", autocompletion=queue_names)]
 
 
 def register(main: typer.Typer) -> None:
@@ -247,7 +248,12 @@ def list_workers(
 def drain_worker(
     session: Session,
     *,
-    worker: Annotated[str, typer.Argument(metavar="WORKER", help="Its id, or the first 8 characters.")],
+    worker: Annotated[
+        str,
+        typer.Argument(
+            metavar="WORKER", help="Its id, or the first 8 characters.", autocompletion=worker_names
+        ),
+    ],
     reason: Reason = None,
     dry_run: DryRun = False,
 ) -> None:

@@ -7,6 +7,7 @@ from typing import Annotated
 import typer
 
 from pgqueue.cli.session import HEALTH_PORT, METRICS_PORT, Session, given, verb
+from pgqueue.cli.work import Application, InheritAddress, Lifeline
 
 
 def register(app: typer.Typer) -> None:
@@ -17,27 +18,31 @@ def register(app: typer.Typer) -> None:
 def relay(
     session: Session,
     *,
-    app: Annotated[
-        str, typer.Option("-A", "--app", metavar="MODULE:APP", help="The application: where its App is.")
-    ],
+    app: Application,
     metrics_port: Annotated[int | None, METRICS_PORT] = None,
     health_port: Annotated[int | None, HEALTH_PORT] = None,
     drain: Annotated[
         bool, typer.Option("--drain", help="Leave when nothing is left that would be delivered by itself.")
     ] = False,
+    lifeline: Lifeline = False,
+    inherit_address: InheritAddress = False,
 ) -> int:
     """Deliver the outbox's messages. Start as many as you like: they share the work. SIGTERM stops in order."""
     from pgqueue.app import load_app
     from pgqueue.observe.logs import LogListener, configure_logging
     from pgqueue.observe.serve import serve_observability
+    from pgqueue.worker.processes import watch_parent
 
+    address = session.common.dsn or (session.settings.database_url if inherit_address else None)
     application = load_app(app)
-    if session.common.dsn is not None:
-        application.use(database_url=session.common.dsn)
+    if address:
+        application.use(database_url=address)
     application.use(**given(metrics_port=metrics_port, health_port=health_port))
     settings = application.settings
     configure_logging(settings)
     application.events.listen(LogListener(settings))
     process = application.relay(app_reference=app, drain=drain)
+    if lifeline:
+        watch_parent(process.stop)
     with serve_observability(settings, application.events, process.vitals, component="relay"):
         return process.run(signals=True)

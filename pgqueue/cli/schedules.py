@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING, Annotated, Any, Final
 import typer
 
 from pgqueue.cli.bulk import DryRun, Limit, Reason
+from pgqueue.cli.complete import schedule_names, task_names
 from pgqueue.cli.session import Session, say, verb
 from pgqueue.errors import InvalidArguments
 
@@ -39,7 +40,12 @@ app = typer.Typer(name="schedules", help="Schedules: what comes by itself, and w
 
 Name = Annotated[
     str,
-    typer.Argument(metavar="NAME", help="Schedule name.", parser=lambda text: text.removeprefix("schedule/")),
+    typer.Argument(
+        metavar="NAME",
+        help="Schedule name.",
+        parser=lambda text: text.removeprefix("schedule/"),
+        autocompletion=schedule_names,
+    ),
 ]
 Every = Annotated[
     str | None, typer.Option("--every", help="Instead of an expression, a period: 15m.", show_default=False)
@@ -127,7 +133,7 @@ def put(
     session: Session,
     *,
     name: Name,
-    task: Annotated[str, typer.Argument(help="Task of the jobs it enqueues.")],
+    task: Annotated[str, typer.Argument(help="Task of the jobs it enqueues.", autocompletion=task_names)],
     args: Annotated[str, typer.Argument(metavar="JSON", help="Their arguments by name.")] = "{}",
     cron: Annotated[
         str | None, typer.Option("--cron", help="Five fields or @daily and the like.", show_default=False)

@@ -44,11 +44,22 @@ class Output(StrEnum):
 class Common:
     """The common options as given so far: before the noun, then after the verb."""
 
-    dsn: str | None = None
+    dsns: list[str] = field(default_factory=list)
     output: Output | None = None
     verbose: bool = False
     no_headers: bool = False
     utc: bool = False
+
+    @property
+    def dsn(self) -> str | None:
+        """The database, if one was named. Raises InvalidOption for several."""
+        if len(set(self.dsns)) > 1:
+            from pgqueue.errors import InvalidOption
+
+            raise InvalidOption(
+                "--dsn", "given more than once; only `pgqueue worker` serves several databases"
+            )
+        return self.dsns[0] if self.dsns else None
 
 
 DSN: Final = typer.Option(
@@ -77,7 +88,7 @@ HEALTH_PORT: Final = typer.Option(
 )
 
 _COMMON: Final = {
-    "dsn": (str | None, DSN, None),
+    "dsn": (list[str] | None, DSN, None),
     "output": (Output | None, OUTPUT, None),
     "verbose": (bool, VERBOSE, False),
     "no_headers": (bool, NO_HEADERS, False),
@@ -158,7 +169,8 @@ def verb(
         @functools.wraps(function)
         def entry(*args: Any, **kwargs: Any) -> None:
             ctx: typer.Context = kwargs.pop("ctx")
-            own = Common(**{option: kwargs.pop(option) for option in _COMMON})
+            given_here = {option: kwargs.pop(option) for option in _COMMON}
+            own = Common(given_here.pop("dsn") or [], **given_here)
             every = kwargs.pop("watch") if watch else None
             session = Session(merged(ctx, own))
             try:
@@ -206,7 +218,7 @@ def merged(ctx: typer.Context, own: Common) -> Common:
     """What stood before the noun, with what stands after the verb over it."""
     before = ctx.find_object(Common)
     if before is not None:
-        own.dsn = own.dsn if own.dsn is not None else before.dsn
+        own.dsns = own.dsns or before.dsns
         own.output = own.output or before.output
         own.verbose |= before.verbose
         own.no_headers |= before.no_headers

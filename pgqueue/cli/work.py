@@ -2,13 +2,40 @@
 
 from __future__ import annotations
 
-import os
-import sys
 from typing import Annotated
 
 import typer
 
+from pgqueue.cli.group import Member, run_group
 from pgqueue.cli.session import HEALTH_PORT, METRICS_PORT, Session, given, verb
+
+Application = Annotated[
+    str, typer.Option("-A", "--app", metavar="MODULE:APP", help="The application: where its App is.")
+]
+Queues = Annotated[
+    str | None,
+    typer.Option(
+        "-q",
+        "--queues",
+        help="Queues, with slots of their own or sharing: critical:8,default.",
+        show_default="those its tasks name",
+    ),
+]
+Concurrency = Annotated[
+    int | None,
+    typer.Option("-c", "--concurrency", help="Jobs that run at a time.", show_default="the setting"),
+]
+Processes = Annotated[
+    int,
+    typer.Option(
+        "--processes",
+        min=1,
+        max=256,
+        help="Worker processes, restarted when they die; each has its own slots. With several --dsn: so many for each.",
+    ),
+]
+Lifeline = Annotated[bool, typer.Option("--lifeline", hidden=True)]
+InheritAddress = Annotated[bool, typer.Option("--inherit-address", hidden=True)]
 
 
 def register(app: typer.Typer) -> None:
@@ -19,57 +46,34 @@ def register(app: typer.Typer) -> None:
 def worker(
     session: Session,
     *,
-    app: Annotated[
-        str, typer.Option("-A", "--app", metavar="MODULE:APP", help="The application: where its App is.")
-    ],
-    queues: Annotated[
-        str | None,
-        typer.Option(
-            "-q",
-            "--queues",
-            help="Queues, with slots of their own or sharing: critical:8,default.",
-            show_default="those its tasks name",
-        ),
-    ] = None,
-    concurrency: Annotated[
-        int | None,
-        typer.Option("-c", "--concurrency", help="Jobs that run at a time.", show_default="the setting"),
-    ] = None,
-    processes: Annotated[
-        int,
-        typer.Option(
-            "--processes",
-            min=1,
-            max=256,
-            help="Worker processes, restarted when they die; each has its own slots.",
-        ),
-    ] = 1,
+    app: Application,
+    queues: Queues = None,
+    concurrency: Concurrency = None,
+    processes: Processes = 1,
     drain: Annotated[
         bool, typer.Option("--drain", help="Leave when nothing is ready, running or retrying.")
     ] = False,
     metrics_port: Annotated[int | None, METRICS_PORT] = None,
     health_port: Annotated[int | None, HEALTH_PORT] = None,
     suspects_only: Annotated[bool, typer.Option("--suspects-only", hidden=True)] = False,
-    lifeline: Annotated[bool, typer.Option("--lifeline", hidden=True)] = False,
-    inherit_address: Annotated[bool, typer.Option("--inherit-address", hidden=True)] = False,
+    lifeline: Lifeline = False,
+    inherit_address: InheritAddress = False,
+    name_database: Annotated[bool, typer.Option("--name-database", hidden=True)] = False,
 ) -> int:
-    """Run the application's jobs. SIGTERM stops in order, a second one at once."""
+    """Run the application's jobs. SIGTERM stops in order, a second one at once. --dsn may be repeated: a fleet for each."""
     from pgqueue.app import load_app
     from pgqueue.observe.logs import LogListener, configure_logging
     from pgqueue.observe.serve import serve_observability
     from pgqueue.observe.statement_spans import StatementSpans
+    from pgqueue.storage.connect import place_of
     from pgqueue.worker.processes import watch_parent
 
-    if processes > 1:
-        arguments = [
-            "-A",
-            app,
-            *_option("-q", queues),
-            *_option("-c", concurrency),
-            *(["--drain"] if drain else []),
-        ]
-        ports = given(metrics_port=metrics_port, health_port=health_port)
-        return _supervise(session, arguments, processes, ports)
+    databases: list[str | None] = [*dict.fromkeys(session.common.dsns)] or [None]
+    if processes > 1 or len(databases) > 1:
+        arguments = ["-A", app, *option("-q", queues), *option("-c", concurrency)]
+        arguments += ["--drain"] if drain else []
+        members = [Member("worker", arguments, dsn) for dsn in databases for _ in range(processes)]
+        return run_group(session, members, given(metrics_port=metrics_port, health_port=health_port))
     application = load_app(app)
     # A process for suspects, and one of several under a --dsn, works on its parent's database, whatever address the
     # application holds.
@@ -79,8 +83,9 @@ def worker(
         application.use(database_url=address)
     application.use(**given(metrics_port=metrics_port, health_port=health_port))
     settings = application.settings
-    configure_logging(settings)
-    application.events.listen(LogListener(settings))
+    facts = {"database": place_of(settings.database_url)} if name_database else None
+    configure_logging(settings, facts=facts)
+    application.events.listen(LogListener(settings, facts=facts))
     if settings.trace_statements:
         application.events.listen(StatementSpans())
     worker = application.worker(
@@ -103,36 +108,6 @@ def worker(
         return worker.run(signals=True)
 
 
-def _supervise(session: Session, arguments: list[str], count: int, ports: dict[str, int]) -> int:
-    """Several of this command under one parent. An address is handed on in the environment, where others cannot read it."""
-    from pgqueue.core.events import Events
-    from pgqueue.observe.logs import LogListener, configure_logging
-    from pgqueue.observe.serve import serve_observability
-    from pgqueue.worker.family import FamilyVitals, ports_of
-    from pgqueue.worker.processes import Processes
-
-    settings = session.settings.model_copy(update=ports)
-    children = [ports_of(settings, number) for number in range(count)]
-    configure_logging(settings)
-    events = Events()
-    events.listen(LogListener(settings))
-    environment = dict(os.environ)
-    hidden = ["--lifeline"]
-    if session.common.dsn:
-        environment["PGQUEUE_DATABASE_URL"] = session.common.dsn
-        hidden.append("--inherit-address")
-    command = [sys.executable, "-m", "pgqueue", "worker"]
-    parent = Processes(
-        [[*command, *arguments, *own.options, *hidden] for own in children],
-        events,
-        environment=environment,
-        grace_s=settings.grace_s,
-    )
-    # The children serve the metrics; health is asked of the parent, and it asks them.
-    parents = settings.model_copy(update={"metrics_port": None})
-    with serve_observability(parents, events, FamilyVitals(parent, children), component="supervisor"):
-        return parent.run(signals=True)
-
-
-def _option(name: str, value: object) -> list[str]:
+def option(name: str, value: object) -> list[str]:
+    """An option for a child's command line, if it was given."""
     return [] if value is None else [name, str(value)]

@@ -16,7 +16,8 @@ from pgqueue.control.desk import Desk
 from pgqueue.control.limits import checked_limit
 from pgqueue.core.durations import DURATION_S_MAX
 from pgqueue.errors import InvalidOption, NotFoundError
-from pgqueue.storage.revisions import head, require_head
+from pgqueue.storage.known import head
+from pgqueue.storage.revisions import require_head
 
 SINKS: Final = ("log", "notify", "webhook")
 SEVERITIES: Final = ("page", "warn", "info", "tier")

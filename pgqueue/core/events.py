@@ -153,9 +153,10 @@ class WorkerChanged:
 
 @dataclass(frozen=True, slots=True)
 class ProcessChanged:
-    """A child of a worker's process (`role` is worker, or suspect) was started, ended, or is not started again.
+    """A child of one of our processes was started, ended, or is not started again.
 
-    `again_in_s`: when it is started again; None: it is not, or only when it is needed.
+    `role`: worker, suspect, scheduler or relay. `again_in_s`: when it is started again; None: it is not, or only
+    when it is needed. `database`: the one it works on, where there are several.
     """
 
     role: str
@@ -166,6 +167,7 @@ class ProcessChanged:
     lived_s: float | None = None
     again_in_s: float | None = None
     deaths: int = 0
+    database: str | None = None
 
 
 @dataclass(frozen=True, slots=True)

@@ -50,6 +50,8 @@ def attempt_facts(event: AttemptEnded) -> dict[str, Any]:
 def process_facts(event: ProcessChanged) -> dict[str, Any]:
     """A child process of a worker: which, and how it ended."""
     facts: dict[str, Any] = {"role": event.role, "number": event.number, "pid": event.pid}
+    if event.database is not None:
+        facts["database"] = event.database
     if event.exit_code is not None:
         facts["exit_code"] = event.exit_code
     if event.lived_s is not None:

@@ -9,6 +9,7 @@ from __future__ import annotations
 import logging
 import re
 import sys
+from collections.abc import Mapping
 from typing import Any, Final
 
 import orjson
@@ -26,14 +27,17 @@ _UNPRINTABLE_IN_TEXT: Final = re.compile(
 )
 
 
-def configure_logging(settings: Settings, sink: LogSink | None = None) -> None:
+def configure_logging(
+    settings: Settings, sink: LogSink | None = None, *, facts: Mapping[str, str] | None = None
+) -> None:
     """Send structlog's and the standard library's lines to stderr, in the settings' form and from their level on.
 
+    facts: what every line says besides its own, such as the database of this process.
     What an application has configured itself stays as it is.
     """
     sink = sink or stderr_sink()
     level = level_of(settings)
-    processors = processors_of(settings)
+    processors = processors_of(settings, facts)
     if not structlog.is_configured():
         structlog.configure(
             processors=processors,
@@ -83,7 +87,7 @@ def level_of(settings: Settings) -> int:
     return logging.getLevelNamesMapping()[settings.log_level.upper()]
 
 
-def processors_of(settings: Settings) -> list[Processor]:
+def processors_of(settings: Settings, facts: Mapping[str, str] | None = None) -> list[Processor]:
     """The chain that makes a line of an event: masked, in the settings' form, without anything that steers a terminal."""
     redactor = Redactor(settings.redact)
     as_json = settings.log_format == "json" or (settings.log_format == "auto" and not _is_terminal())
@@ -91,7 +95,11 @@ def processors_of(settings: Settings) -> list[Processor]:
     def redact(_: Any, __: str, facts: EventDict) -> EventDict:
         return redactor.mapping(facts)
 
+    def add_facts(_: Any, __: str, own: EventDict) -> EventDict:
+        return {**(facts or {}), **own}
+
     common: list[Processor] = [
+        add_facts,
         structlog.contextvars.merge_contextvars,
         structlog.processors.add_log_level,
         structlog.processors.TimeStamper(fmt="iso", utc=True, key="time"),

@@ -9,7 +9,7 @@ from __future__ import annotations
 import logging
 import threading
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from typing import Any, Final
 
 import structlog
@@ -58,13 +58,18 @@ _EVENT_NAMES: Final = {
 
 
 class LogListener:
-    """Writes the rooms' events as log lines: `app.events.listen(LogListener(settings))`."""
+    """Writes the rooms' events as log lines: `app.events.listen(LogListener(settings))`.
 
-    def __init__(self, settings: Settings, sink: LogSink | None = None) -> None:
+    facts: what every line says besides its own, as for `configure_logging`.
+    """
+
+    def __init__(
+        self, settings: Settings, sink: LogSink | None = None, *, facts: Mapping[str, str] | None = None
+    ) -> None:
         self._level = level_of(settings)
         self._log: FilteringBoundLogger = structlog.wrap_logger(
             Lines(sink or stderr_sink()),
-            processors=processors_of(settings),
+            processors=processors_of(settings, facts),
             wrapper_class=structlog.make_filtering_bound_logger(self._level),
         )
         self._lock = threading.Lock()

@@ -59,6 +59,8 @@ RELAY: Final = Role("relay")
 HEALTH: Final = Role("health", statement_timeout_ms=2_000, lock_timeout_ms=500)
 METRICS: Final = Role("metrics", statement_timeout_ms=2_000, lock_timeout_ms=200)
 CLI: Final = Role("cli", statement_timeout_ms=30_000)
+# While somebody types.
+COMPLETE: Final = Role("complete", statement_timeout_ms=300, lock_timeout_ms=100, read_only=True)
 # A screen that is drawn again every two seconds must not burden what it watches.
 TOP: Final = Role("top", statement_timeout_ms=2_000, lock_timeout_ms=200, read_only=True)
 # A handler's tables are found by the application's own search_path; its time is bounded per job.

@@ -19,8 +19,9 @@ from psycopg.conninfo import conninfo_to_dict
 
 from pgqueue.errors import ConfigurationError, ConflictError, InvalidOption, SchemaMismatch
 from pgqueue.storage.connect import Role, connect
+from pgqueue.storage.known import head, revisions
 from pgqueue.storage.migrate_faults import LocksTakenError, explained
-from pgqueue.storage.revisions import SchemaState, head, require_head, revisions, state_of
+from pgqueue.storage.revisions import SchemaState, require_head, state_of
 from pgqueue.storage.statements import alembic_dir, statement
 
 __all__ = [

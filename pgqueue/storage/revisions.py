@@ -13,8 +13,9 @@ import psycopg
 from psycopg.rows import tuple_row
 
 from pgqueue.errors import SchemaMismatch
+from pgqueue.storage.known import revisions
 from pgqueue.storage.migrate_faults import explained
-from pgqueue.storage.statements import alembic_dir, statement
+from pgqueue.storage.statements import statement
 
 StateKind = Literal["at_head", "older", "newer", "newer_unknown", "missing", "half_done"]
 
@@ -60,19 +61,6 @@ class SchemaState:
                 )
             case "half_done":
                 return f"database schema: half done ({self.detail}), this code expects revision {self.expected}; see docs/guides/migrations.md"
-
-
-def revisions() -> list[str]:
-    """Every revision this code knows, oldest first; they are one line without branches."""
-    return [
-        f"pgqueue_{path.name[:4]}"
-        for path in sorted((alembic_dir() / "versions").glob("[0-9][0-9][0-9][0-9]_*.py"))
-    ]
-
-
-def head() -> str:
-    """The newest revision this code knows, the one it expects."""
-    return revisions()[-1]
 
 
 def state_of(conn: psycopg.Connection[Any]) -> SchemaState:

@@ -18,7 +18,7 @@ from psycopg.rows import class_row
 
 from pgqueue.core.events import AlertChanged, AlertUndelivered, Events
 from pgqueue.settings import Settings
-from pgqueue.storage.revisions import head
+from pgqueue.storage.known import head
 from pgqueue.storage.statements import statement
 from pgqueue.upkeep.alert_webhook import Webhook
 from pgqueue.upkeep.duties import Done, Duty

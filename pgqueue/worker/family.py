@@ -1,6 +1,6 @@
 """Health of several worker processes under one parent: it answers for all of them, asking each at a port of its own.
 
-Used by `pgqueue worker --processes N`; touches the loopback network alone.
+Used by `pgqueue worker --processes N` and `pgqueue all`; touches the loopback network alone.
 """
 
 from __future__ import annotations
@@ -77,7 +77,7 @@ class FamilyVitals:
             ok = child.state == "running" or waiting_is_fine
             if child.state == "running" and ports.health:
                 ok = _answers(ports.host, ports.health, path, silence=waiting_is_fine)
-            checks.append(Check(f"worker_{child.number}", ok))
+            checks.append(Check(f"{child.role}_{child.number}", ok))
         return checks
 
 

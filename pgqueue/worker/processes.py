@@ -1,6 +1,6 @@
 """Several worker processes under one parent: starts them, restarts those that die, passes signals on, reports.
 
-Called by `pgqueue worker --processes N`. The parent runs no job, imports no application and opens no
+Called by `pgqueue worker --processes N` and `pgqueue all`. The parent runs no job, imports no application and opens no
 connection. Every child, and every process for suspects, holds a life line to its parent: see `watch_parent`.
 """
 
@@ -44,6 +44,16 @@ class Patience:
 
 
 @dataclass(frozen=True, slots=True)
+class Program:
+    """What a child runs: `role` is what it is called in reports, `database` what its log lines name, if anything."""
+
+    command: Sequence[str]
+    environment: Mapping[str, str]
+    role: str = "worker"
+    database: str | None = None
+
+
+@dataclass(frozen=True, slots=True)
 class ChildReport:
     """How one child fares. `left`: it ended by itself with exit code 0 and is not started again."""
 
@@ -52,12 +62,13 @@ class ChildReport:
     pid: int | None
     restarts: int
     exit_code: int | None  # of its last end
+    role: str = "worker"
 
 
 @dataclass(slots=True, eq=False)
 class _Child:
     number: int
-    command: Sequence[str]
+    program: Program
     popen: subprocess.Popen[bytes] | None = None
     started: float = 0.0
     start_at: float | None = 0.0  # when it is to be started; None: it runs, or has left
@@ -112,16 +123,14 @@ class Processes:
 
     def __init__(
         self,
-        commands: Sequence[Sequence[str]],
+        programs: Sequence[Program],
         events: Events,
         *,
-        environment: Mapping[str, str],
         grace_s: float,
         patience: Patience | None = None,
     ) -> None:
-        self._children = [_Child(number, command) for number, command in enumerate(commands)]
+        self._children = [_Child(number, program) for number, program in enumerate(programs)]
         self._events = events
-        self._environment = environment
         self._grace_s = grace_s
         self._patience = patience or Patience()
         self._signals = 0
@@ -140,6 +149,7 @@ class Processes:
                 None if popen is None else popen.pid,
                 max(0, child.restarts),
                 child.exit_code,
+                child.program.role,
             )
             for child in self._children
             for popen in (child.popen,)
@@ -204,10 +214,13 @@ class Processes:
             self._ended(child, child.popen, code)
 
     def _start(self, child: _Child) -> None:
-        child.popen = spawn(child.command, self._environment, apart=True)
+        child.popen = spawn(child.program.command, child.program.environment, apart=True)
         child.started, child.start_at = time.monotonic(), None
         child.restarts += 1
-        self._events.emit(ProcessChanged("worker", child.number, child.popen.pid, "started"))
+        program = child.program
+        self._events.emit(
+            ProcessChanged(program.role, child.number, child.popen.pid, "started", database=program.database)
+        )
 
     def _ended(self, child: _Child, popen: subprocess.Popen[bytes], code: int) -> None:
         lived_s = time.monotonic() - child.started
@@ -228,7 +241,17 @@ class Processes:
                 pause_s = self._patience.pause_s(child.deaths)
                 child.start_at = time.monotonic() + pause_s
         self._events.emit(
-            ProcessChanged("worker", child.number, popen.pid, status, code, lived_s, pause_s, child.deaths)
+            ProcessChanged(
+                child.program.role,
+                child.number,
+                popen.pid,
+                status,
+                code,
+                lived_s,
+                pause_s,
+                child.deaths,
+                child.program.database,
+            )
         )
         if status == "given_up":
             self._stop_all()

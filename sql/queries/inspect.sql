@@ -157,6 +157,23 @@ WHERE (%(queue)s::text IS NULL OR e.queue = %(queue)s::text)
 ORDER BY e.at DESC, e.id DESC
 LIMIT %(limit)s
 
+-- name: complete_names
+-- purpose:   names that begin so, for a shell's completion
+-- called by: control/names
+-- guard:     none
+-- locks:     none
+-- index:     none; the tables are small
+-- returns:   names, in order
+SELECT n.name FROM (
+  SELECT 'queue' AS kind, q.name FROM pgqueue.queues q
+  UNION ALL SELECT 'task', t.name FROM pgqueue.tasks t
+  UNION ALL SELECT 'schedule', s.name FROM pgqueue.schedules s
+  UNION ALL SELECT 'rule', r.name FROM pgqueue.alert_rules r
+  UNION SELECT 'topic', o.pattern FROM pgqueue.outbox_subscriptions o
+  UNION ALL SELECT 'worker', left(w.id::text, 8) FROM pgqueue.workers w WHERE w.status IN ('live', 'draining')
+) n
+WHERE n.kind = %(kind)s AND starts_with(n.name, %(prefix)s) ORDER BY n.name LIMIT %(limit)s
+
 -- name: job_end
 -- purpose:   whether a job has ended, and how
 -- called by: control/jobs (wait), again and again

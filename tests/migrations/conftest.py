@@ -14,9 +14,9 @@ from psycopg import sql
 from rig.database import ROOT, Database
 
 from pgqueue.embedded import EmbeddedPostgres
-from pgqueue.storage import migrate, revisions
+from pgqueue.storage import known, migrate
 
-HEAD = revisions.head()
+HEAD = known.head()
 NEXT = f"pgqueue_{int(HEAD[-4:]) + 1:04}"
 
 _numbers = itertools.count(1)
@@ -96,6 +96,6 @@ def next_release(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Re
     (versions / f"{name}.sql").write_text("ALTER TABLE pgqueue.jobs ADD COLUMN note text;\n")
     (versions / f"{name}.down.sql").write_text("ALTER TABLE pgqueue.jobs DROP COLUMN note;\n")
     with monkeypatch.context() as patch:
-        for module in (migrate, revisions):
+        for module in (migrate, known):
             patch.setattr(module, "alembic_dir", lambda: folder)
         yield Release(folder, patch)

@@ -84,7 +84,7 @@ FUNCTIONS: Final[dict[str, tuple[str, str, str, str]]] = {
     "accept_message": ("X", "X", "-", "-"),
     "cancel": _ENQUEUE,
     "run_now": _OPERATE,
-    "reschedule": _OPERATE,
+    "reschedule": _ENQUEUE,
     "redrive": _OPERATE,
     "discard": _OPERATE,
     "pause": _OPERATE,

@@ -16,7 +16,7 @@ from rig.proc import Proc
 from rig.wait import wait_for
 
 from pgqueue.core.events import Events, ProcessChanged
-from pgqueue.worker.processes import Patience, Processes
+from pgqueue.worker.processes import Patience, Processes, Program
 
 QUICK = Patience(first_s=0.01, most_s=0.05, deaths_max=4)
 STAYS = "import signal, sys, time\nsignal.signal(signal.SIGTERM, lambda *_: sys.exit(0))\nwhile True: time.sleep(0.05)"
@@ -36,8 +36,8 @@ Path(sys.argv[1], "left").touch()
 PARENT = """
 import os, sys
 from pgqueue.core.events import Events
-from pgqueue.worker.processes import Processes
-Processes([[sys.executable, *sys.argv[1:]]], Events(), environment=os.environ, grace_s=1).run(signals=True)
+from pgqueue.worker.processes import Processes, Program
+Processes([Program([sys.executable, *sys.argv[1:]], os.environ)], Events(), grace_s=1).run(signals=True)
 """
 
 
@@ -49,9 +49,8 @@ class Group:
         events = Events()
         events.listen(self.told.append)
         self.parent = Processes(
-            [[sys.executable, "-c", script] for script in scripts],
+            [Program([sys.executable, "-c", script], os.environ) for script in scripts],
             events,
-            environment=os.environ,
             grace_s=grace_s,
             patience=patience,
         )

@@ -16,6 +16,7 @@ from rig.wait import wait_for
 from pgqueue import App, JobContext, Reject, RetryAfter, Snooze
 from pgqueue.cli.main import main
 from pgqueue.control.doctor import examine
+from pgqueue.errors import DatabaseError
 from pgqueue.scheduler.runtime import Scheduler
 
 pytestmark = pytest.mark.proves("S4")
@@ -190,6 +191,17 @@ def test_a_relay_delivers_as_a_worker_what_a_producer_emitted(shop: Shop) -> Non
     assert shop.places() == {"succeeded": 2}
     for words in (("outbox", "list"), ("alerts", "list"), ("stats",)):
         assert main([*words, "--dsn", shop.operator_dsn]) == 0
+
+
+@pytest.mark.proves("S16")
+def test_a_producer_moves_and_ends_what_waits_and_no_more(shop: Shop) -> None:
+    job = shop.producer.enqueue("plain", delay="1h").id
+    assert shop.producer.jobs.reschedule(job, delay="2h", reason="five more minutes") == {job: "rescheduled"}
+    with pytest.raises(DatabaseError, match="run_now"):
+        shop.producer.jobs.run_now(job)
+    assert shop.producer.jobs.cancel(job) == {job: "cancelled"}
+    deeds = shop.database.connect().execute("SELECT action, db_role FROM pgqueue.operator_audit ORDER BY id")
+    assert deeds.fetchall() == [("reschedule", "login_producer"), ("cancel", "login_producer")]
 
 
 OPERATORS_VERBS = [

@@ -32,7 +32,7 @@ CALLS = {
     "enqueue_outcome": ("producer", "SELECT pgqueue.enqueue_outcome('1 1 1.5')"),
     "cancel": ("producer", "SELECT pgqueue.cancel(2, 'why')"),
     "run_now": ("operator", "SELECT pgqueue.run_now(1, 'why')"),
-    "reschedule": ("operator", "SELECT pgqueue.reschedule(1, delay => '1 h')"),
+    "reschedule": ("producer", "SELECT pgqueue.reschedule(1, delay => '1 h')"),
     "redrive": ("operator", "SELECT pgqueue.redrive(900, 'why')"),
     "discard": ("operator", "SELECT pgqueue.discard(901, 'why')"),
     "pause": ("operator", "SELECT pgqueue.pause('default', 'why')"),

@@ -13,7 +13,7 @@ from psycopg.rows import dict_row
 from rig.database import ROOT, Database
 from rig.hands import enqueue, shared_database, wiped
 
-from pgqueue.storage.revisions import head
+from pgqueue.storage.known import head
 from pgqueue.storage.statements import statement
 
 WORKER = (
