@@ -32,6 +32,7 @@ _RESET: Final = (
     b"SELECT pg_catalog.pg_advisory_unlock_all()",
     b"DISCARD TEMP",
 )
+_WHO: Final = b"SELECT pg_catalog.pg_backend_pid()"
 _MISUSE: Final = (
     "the job's transaction is pgqueue's to end: return to commit it with the job's settlement, raise to roll it back, "
     "or use `with ctx.transaction()` for a part of it"
@@ -43,8 +44,8 @@ class Habits:
 
     __slots__ = ("prepares",)
 
-    def __init__(self, *, prepares: bool = True) -> None:
-        self.prepares = prepares
+    def __init__(self) -> None:
+        self.prepares = True
 
 
 class Marked(BaseConnection[Any]):
@@ -55,6 +56,16 @@ class Marked(BaseConnection[Any]):
     prepared: bool = False
     habits: Habits
     _unread: bool = False  # a message was sent whose answer nobody has read
+
+    def configured(self, habits: Habits, *, pid: int | None) -> None:
+        """Say which pool it belongs to, and which backend answers: another one than greeted us means a transaction pooler.
+
+        Even if the worker has an address that leads directly to the server: handlers do not use that one.
+        """
+        self.habits = habits
+        if pid != self.info.backend_pid:
+            habits.prepares = False
+            self.prepare_threshold = None
 
     def enter_job(self, claim_id: str, timeout_s: float | None) -> None:
         """Open the transaction of a job: from now on, until `leave_job`, only pgqueue ends it.
@@ -227,18 +238,18 @@ class AsyncJobConnection(Marked, AsyncConnection[Any]):
 
 
 def job_pool(
-    dsn: str, *, label: str, size_max: int, connect_timeout_s: float, prepare: bool
+    dsn: str, *, label: str, size_max: int, connect_timeout_s: float
 ) -> ConnectionPool[JobConnection]:
     """A pool of handler connections, opened lazily, at most `size_max`."""
     arguments = connect_arguments(dsn, JOB, label=label, connect_timeout_s=connect_timeout_s)
     conninfo = arguments.pop("conninfo")
     arguments["autocommit"] = False
-    if not prepare:
-        arguments["prepare_threshold"] = None
-    habits = Habits(prepares=prepare)
+    habits = Habits()
 
     def configure(conn: JobConnection) -> None:
-        conn.habits = habits
+        row = conn.execute(_WHO, prepare=False).fetchone()
+        conn.rollback()
+        conn.configured(habits, pid=row[0] if row else None)
 
     return ConnectionPool(
         conninfo,
@@ -254,18 +265,18 @@ def job_pool(
 
 
 def async_job_pool(
-    dsn: str, *, label: str, size_max: int, connect_timeout_s: float, prepare: bool
+    dsn: str, *, label: str, size_max: int, connect_timeout_s: float
 ) -> AsyncConnectionPool[AsyncJobConnection]:
     """The same for async handlers; the caller opens it on its loop."""
     arguments = connect_arguments(dsn, JOB, label=label, connect_timeout_s=connect_timeout_s)
     conninfo = arguments.pop("conninfo")
     arguments["autocommit"] = False
-    if not prepare:
-        arguments["prepare_threshold"] = None
-    habits = Habits(prepares=prepare)
+    habits = Habits()
 
     async def configure(conn: AsyncJobConnection) -> None:
-        conn.habits = habits
+        row = await (await conn.execute(_WHO, prepare=False)).fetchone()
+        await conn.rollback()
+        conn.configured(habits, pid=row[0] if row else None)
 
     return AsyncConnectionPool(
         conninfo,

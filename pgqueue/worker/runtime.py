@@ -149,7 +149,6 @@ class Worker:
             label=state.label,
             size_max=min(state.slots, CONNECTIONS_MAX),
             connect_timeout_s=self._settings.connect_timeout_s,
-            prepare=not heart.pooled,
         )
         self._settler = settler
         steps, progress = StepBook(state, dsn), ProgressBook(state, dsn)
@@ -161,7 +160,7 @@ class Worker:
         )
         mode: SuspectMode = "only" if self._suspects_only else "never" if self._app_reference else "inline"
         claimer = Claimer(state, self._pools, settler, dsn, can_sleep=listener is not None, suspects=mode)
-        self._start_executors(settler, connections, dsn, prepare=not heart.pooled)
+        self._start_executors(settler, connections, dsn)
         settler.start()
         upkeep, self._suspects = self._upkeep(dsn)
         if not self._suspects_only:
@@ -183,7 +182,7 @@ class Worker:
             state.events.emit(WorkerChanged(state.worker_id, "stopped"))
         return code
 
-    def _start_executors(self, settler: Settler, connections: Any, dsn: str, *, prepare: bool) -> None:
+    def _start_executors(self, settler: Settler, connections: Any, dsn: str) -> None:
         warm_sessions()
         for pool in self._pools:
             executor = SyncExecutor(self.state, pool, settler, connections)
@@ -199,7 +198,6 @@ class Worker:
                     label=self.state.label,
                     size_max=min(self.state.slots, CONNECTIONS_MAX),
                     connect_timeout_s=self._settings.connect_timeout_s,
-                    prepare=prepare,
                 ),
             )
             self._async.start()
