@@ -85,13 +85,13 @@ def backlog(rig: Rig) -> Figure:
     rig.fill("noop", rig.plan.pending)
     rig.conn.execute("VACUUM ANALYZE pgqueue.jobs")
     # Counting would read every row: the workers' own counters come with their beats.
-    told = b"SELECT coalesce(sum(settled), 0) FROM pgqueue.workers"
+    told = b"SELECT coalesce(sum(settled), 0) FROM pgqueue.workers WHERE ended_at IS NULL"
     before = rig.one(told)
     with tempfile.TemporaryDirectory(prefix="pgqueue-bench-") as folder:
         claims = Path(folder, "claims")
-        environment = {CLAIMS_VARIABLE: str(claims), "PGQUEUE_HEARTBEAT_S": "0.25"}
-        with rig.workers("-c", str(SLOTS), environment=environment):
-            rig.until(lambda: rig.one(told) - before >= jobs, "the drain of a part")
+        environment = {CLAIMS_VARIABLE: str(claims), "PGQUEUE_HEARTBEAT_S": "0.25s"}
+        with rig.workers("-c", str(SLOTS), environment=environment) as started:
+            rig.until(lambda: rig.one(told) - before >= jobs, "the drain of a part", by=started)
         times = claim_times(claims)
     done = rig.plan.pending - int(rig.one(b"SELECT count(*) FROM pgqueue.jobs"))
     rig.check(done, left=rig.plan.pending - done)

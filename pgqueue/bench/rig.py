@@ -12,7 +12,7 @@ import sys
 import tempfile
 import threading
 import time
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
@@ -186,10 +186,19 @@ class Rig:
                 process.wait(60)
             self._ended_cpu_s = children_cpu_s() - before
 
-    def until(self, done: Callable[[], bool], what: str, timeout_s: float = STATE_TIMEOUT_S) -> None:
-        """Wait for a state of the database."""
+    def until(
+        self,
+        done: Callable[[], bool],
+        what: str,
+        timeout_s: float = STATE_TIMEOUT_S,
+        by: Sequence[subprocess.Popen[bytes]] = (),
+    ) -> None:
+        """Wait for a state of the database, which the processes `by` bring about: none of them may leave before."""
         deadline = time.monotonic() + timeout_s
         while not done():
+            for process in by:
+                if process.poll() is not None:
+                    raise PgQueueError(f"bench: a worker left with exit code {process.returncode}")
             if time.monotonic() > deadline:
                 raise PgQueueError(f"bench: {what} did not happen within {timeout_s:.0f} s")
             time.sleep(LOOK_S)

@@ -101,7 +101,7 @@ def test_each_case_has_its_reason(any_database: Database) -> None:
     hand.settle(
         "retry",
         running,
-        reason="error",
+        reason="retry",
         delay_s=60,
         error_type="ValueError",
         error_message="no",

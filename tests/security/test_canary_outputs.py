@@ -106,7 +106,7 @@ DEEDS: dict[str, tuple[str, ...]] = {
 # Its result is what its caller asks for.
 REVEALS = {"jobs wait"}
 # Processes, whose outputs are their logs and ports, and what draws on a terminal from the same rows.
-RUN = {"bench", "demo", "exporter", "relay", "scheduler", "top", "worker"}
+RUN = {"all", "bench", "demo", "exporter", "relay", "scheduler", "top", "worker"}
 
 
 class Kept(LogSink):
