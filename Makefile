@@ -19,7 +19,7 @@ DEV_READY := $(VENV)/.dev-$(PLACE)
 PIP := PIP_ROOT_USER_ACTION=ignore PIP_DISABLE_PIP_VERSION_CHECK=1 $(PY) -m pip install -qq
 SOAK := SOAK_DURATION='$(DURATION)' SOAK_SEED='$(SEED)' $(PY) -m pytest -m slow -s
 
-.PHONY: help demo test lint format check bench bench-peers faults soak soak-scheduler clean distclean
+.PHONY: help demo test lint format check bench bench-peers faults crashpoints soak soak-scheduler clean distclean
 
 help: ## what there is
 	@sed -n 's/^\([a-z-]*\):.*## \(.*\)/\1|\2/p' $(firstword $(MAKEFILE_LIST)) | awk -F'|' '{ printf "make %-15s %s\n", $$1, $$2 }'
@@ -53,6 +53,9 @@ bench-peers: $(DEV_READY) ## other queues in Postgres and ours, in turns, each i
 
 faults: $(DEV_READY) ## interleavings, crash points and directed faults
 	@$(PY) -m pytest -m 'not slow' tests/interleave tests/crashpoints tests/faults $(ARGS)
+
+crashpoints: $(DEV_READY) ## every protocol message in every way to break it (6 minutes; `make test` takes a sample)
+	@$(PY) -m pytest -m slow -n $(JOBS) --dist load tests/crashpoints $(ARGS)
 
 soak: $(DEV_READY) ## the long storm of faults (DURATION=30m SEED=…)
 	@$(SOAK) -k 'soak and not scheduler' tests/faults $(ARGS)

@@ -15,6 +15,7 @@ import psycopg
 from psycopg.conninfo import conninfo_to_dict, make_conninfo
 
 from pgqueue.errors import DatabaseUnreachable
+from pgqueue.storage.deadline import SETUP_S, deadline
 from pgqueue.storage.faults import sqlstate_of
 
 # A vanished host's locks are free after about 11 s, inside the 15 s lease; keepalives alone leave data in flight hanging.
@@ -88,8 +89,9 @@ def connect(
     try:
         if not prepare:
             conn.prepare_threshold = None
-        for text in session_settings(role):
-            conn.execute(text)
+        with deadline(conn, SETUP_S):
+            for text in session_settings(role):
+                conn.execute(text)
     except psycopg.Error as error:
         conn.close()
         raise unreachable(dsn, error) from error
@@ -129,7 +131,8 @@ def session_settings(role: Role) -> list[bytes]:
 
 def is_pooled(conn: psycopg.Connection[Any]) -> bool:
     """Whether a transaction pooler stands between: the pid of the handshake is not the backend's own."""
-    row = conn.execute(b"SELECT pg_catalog.pg_backend_pid()", prepare=False).fetchone()
+    with deadline(conn, SETUP_S):
+        row = conn.execute(b"SELECT pg_catalog.pg_backend_pid()", prepare=False).fetchone()
     return row is not None and row[0] != conn.info.backend_pid
 
 

@@ -1,7 +1,7 @@
 """A client-side deadline for every call: a stopped server answers neither a query nor a cancel.
 
 One watchdog thread per process. When a call is overdue it asks the server to cancel; if that brings nothing
-it closes the socket, which wakes the waiting thread with an error. Called by storage/session.py.
+it closes the socket, which wakes whoever waits on it with an error. Called throughout storage, by rooms seldom.
 """
 
 from __future__ import annotations
@@ -12,18 +12,23 @@ import socket
 import threading
 import time
 from collections.abc import Iterator
-from typing import Any, Final
+from typing import Any, Final, TypeAlias
 
 import psycopg
 
 CANCEL_GRACE_S: Final = 2.0
+SETUP_S: Final = 5.0
+"""The limit for what is said on a new connection before its work: settings, and questions about the other side."""
 _TICK_S: Final = 0.25
+
+
+AnyConnection: TypeAlias = psycopg.Connection[Any] | psycopg.AsyncConnection[Any]
 
 
 class _Call:
     __slots__ = ("cancelled_at", "conn", "due")
 
-    def __init__(self, conn: psycopg.Connection[Any], due: float) -> None:
+    def __init__(self, conn: AnyConnection, due: float) -> None:
         self.conn = conn
         self.due = due
         self.cancelled_at: float | None = None
@@ -36,7 +41,7 @@ class _Watchdog:
         self._thread: threading.Thread | None = None
         self._pid = 0
 
-    def add(self, conn: psycopg.Connection[Any], seconds: float) -> int:
+    def add(self, conn: AnyConnection, seconds: float) -> int:
         call = _Call(conn, time.monotonic() + seconds)
         key = id(call)
         self._calls[key] = call
@@ -72,12 +77,15 @@ class _Watchdog:
             cut(call.conn)
 
 
-def _cancel(conn: psycopg.Connection[Any]) -> None:
+def _cancel(conn: AnyConnection) -> None:
     with contextlib.suppress(psycopg.Error):
-        conn.cancel_safe(timeout=CANCEL_GRACE_S)
+        if isinstance(conn, psycopg.Connection):
+            conn.cancel_safe(timeout=CANCEL_GRACE_S)
+        else:  # its own way needs its event loop, and this is another thread
+            conn.pgconn.get_cancel().cancel()
 
 
-def cut(conn: psycopg.Connection[Any]) -> None:
+def cut(conn: AnyConnection) -> None:
     """Shut the connection's socket down, whoever waits on it."""
     with contextlib.suppress(psycopg.Error, OSError):
         handle = socket.socket(fileno=os.dup(conn.pgconn.socket))
@@ -91,7 +99,7 @@ _WATCHDOG: Final = _Watchdog()
 
 
 @contextlib.contextmanager
-def deadline(conn: psycopg.Connection[Any], seconds: float) -> Iterator[None]:
+def deadline(conn: AnyConnection, seconds: float) -> Iterator[None]:
     """Bound the calls on `conn` inside the block to `seconds`: then cancel, then cut."""
     key = _WATCHDOG.add(conn, seconds)
     try:

@@ -20,7 +20,7 @@ from pgqueue.storage.connect import (
     place_of,
     session_settings,
 )
-from pgqueue.storage.deadline import deadline
+from pgqueue.storage.deadline import SETUP_S, deadline
 from pgqueue.storage.faults import classify, is_transient, summary_of
 from pgqueue.storage.migrate import require_head
 from pgqueue.storage.statements import statement
@@ -48,7 +48,7 @@ class ForwardTarget:
             min_size=0,
             max_size=connections,
             configure=self._configure,
-            check=ConnectionPool.check_connection,
+            check=_check,
             open=False,
             name="pgqueue-forward",
         )
@@ -61,7 +61,7 @@ class ForwardTarget:
             ) as conn:
                 require_head(conn)
                 self._pooled = is_pooled(conn)
-        except DatabaseUnreachable:
+        except (DatabaseUnreachable, psycopg.OperationalError):
             self._pooled = True  # not known: then no session is given settings of ours
         self._pool.open()
 
@@ -88,5 +88,12 @@ class ForwardTarget:
     def _configure(self, conn: psycopg.Connection[Any]) -> None:
         if self._pooled:
             return
-        for text in session_settings(RELAY):
-            conn.execute(text)
+        with deadline(conn, SETUP_S):
+            for text in session_settings(RELAY):
+                conn.execute(text)
+
+
+def _check(conn: psycopg.Connection[Any]) -> None:
+    # The pool's own check waits for ever: a server that hangs would keep the courier, and its line, for good.
+    with deadline(conn, SETUP_S):
+        ConnectionPool.check_connection(conn)

@@ -18,6 +18,7 @@ from psycopg_pool import AsyncConnectionPool, ConnectionPool
 
 from pgqueue.errors import TransactionMisuse
 from pgqueue.storage.connect import JOB, connect_arguments
+from pgqueue.storage.deadline import SETUP_S, deadline
 
 # What the last handler left on the session: its settings and its role go with the next BEGIN, in one message.
 _BEGIN: Final = (
@@ -247,8 +248,9 @@ def job_pool(
     habits = Habits()
 
     def configure(conn: JobConnection) -> None:
-        row = conn.execute(_WHO, prepare=False).fetchone()
-        conn.rollback()
+        with deadline(conn, SETUP_S):
+            row = conn.execute(_WHO, prepare=False).fetchone()
+            conn.rollback()
         conn.configured(habits, pid=row[0] if row else None)
 
     return ConnectionPool(
@@ -274,8 +276,9 @@ def async_job_pool(
     habits = Habits()
 
     async def configure(conn: AsyncJobConnection) -> None:
-        row = await (await conn.execute(_WHO, prepare=False)).fetchone()
-        await conn.rollback()
+        with deadline(conn, SETUP_S):
+            row = await (await conn.execute(_WHO, prepare=False)).fetchone()
+            await conn.rollback()
         conn.configured(habits, pid=row[0] if row else None)
 
     return AsyncConnectionPool(

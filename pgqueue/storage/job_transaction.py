@@ -203,7 +203,8 @@ class AsyncJobTransaction:
         """Flush, settle and commit, with what is `kept` under keys. Raises what the database answers; then the caller must `abort`."""
         await self.flush()
         conn = await self.connection()
-        await settle_and_commit_async(conn, settlement, many=many, kept=kept)
+        with deadline(conn, SETTLE_DEADLINE_S):
+            await settle_and_commit_async(conn, settlement, many=many, kept=kept)
         await self._give_back(conn)
 
     async def abort(self) -> None:
@@ -212,11 +213,12 @@ class AsyncJobTransaction:
         if conn is None:
             return
         conn.leave_job()
-        with contextlib.suppress(psycopg.Error):
-            await conn.answered()
-        with contextlib.suppress(psycopg.Error):
-            await conn.rollback()
-            await conn.reset_session()
+        with deadline(conn, SETTLE_DEADLINE_S):
+            with contextlib.suppress(psycopg.Error):
+                await conn.answered()
+            with contextlib.suppress(psycopg.Error):
+                await conn.rollback()
+                await conn.reset_session()
         await self._give_back(conn)
 
     @property

@@ -153,7 +153,11 @@ class Link:
             prepare=self._prepare,
         )
         if self._prepare:
-            self.pooled = is_pooled(conn)
+            try:
+                self.pooled = is_pooled(conn)
+            except psycopg.Error:
+                conn.close()
+                raise
             if self.pooled:
                 self._prepare = False
                 conn.prepare_threshold = None

@@ -15,6 +15,7 @@ import psycopg
 from pgqueue.errors import DatabaseUnreachable, UnknownOutcome
 from pgqueue.storage.caller_faults import explain
 from pgqueue.storage.connect import PRODUCER, connect, place_of
+from pgqueue.storage.deadline import SETUP_S, deadline
 from pgqueue.storage.faults import Fault, classify, summary_of
 from pgqueue.storage.statements import statement
 
@@ -128,7 +129,10 @@ def read_back(dsn: str, receipt: str | None, connect_timeout_s: float) -> str:
     question = "emit_outcome" if of_message else "enqueue_outcome"
     while True:
         try:
-            with connect(dsn, PRODUCER, connect_timeout_s=connect_timeout_s, prepare=False) as conn:
+            with (
+                connect(dsn, PRODUCER, connect_timeout_s=connect_timeout_s, prepare=False) as conn,
+                deadline(conn, SETUP_S),
+            ):
                 row = conn.execute(statement(question), {"receipt": receipt}).fetchone()
                 verdict = "unreadable" if row is None else str(row[0])
         except (psycopg.Error, DatabaseUnreachable) as error:

@@ -31,7 +31,7 @@ from pgqueue.storage.connect import (
     session_settings,
     unreachable,
 )
-from pgqueue.storage.deadline import deadline
+from pgqueue.storage.deadline import SETUP_S, deadline
 from pgqueue.storage.own_call import After, Call, read_back
 from pgqueue.storage.statements import statement
 
@@ -282,8 +282,9 @@ class OwnConnections:
         if self._pooled:  # a SET would stay with the server's connection, for whoever comes next
             conn.prepare_threshold = None
         else:
-            for text in session_settings(_ROLE):
-                conn.execute(text)
+            with deadline(conn, SETUP_S):
+                for text in session_settings(_ROLE):
+                    conn.execute(text)
         conn.autocommit = False
 
     async def _configure_async(self, conn: psycopg.AsyncConnection[Any]) -> None:
@@ -291,8 +292,9 @@ class OwnConnections:
         if self._pooled:
             conn.prepare_threshold = None
         else:
-            for text in session_settings(_ROLE):
-                await conn.execute(text)
+            with deadline(conn, SETUP_S):
+                for text in session_settings(_ROLE):
+                    await conn.execute(text)
         await conn.set_autocommit(False)
 
     def _after_fork(self) -> None:

@@ -13,6 +13,7 @@ import psycopg
 from psycopg.rows import tuple_row
 
 from pgqueue.errors import SchemaMismatch
+from pgqueue.storage.deadline import SETUP_S, deadline
 from pgqueue.storage.known import revisions
 from pgqueue.storage.migrate_faults import explained
 from pgqueue.storage.statements import statement
@@ -99,7 +100,7 @@ def _kind(found: str | None, code_from: str | None, known: list[str]) -> StateKi
 
 def require_head(conn: psycopg.Connection[Any]) -> None:
     """Raise SchemaMismatch, in one line that says what to do, unless this code may run on the database."""
-    with explained("reading pgqueue.alembic_version"):
+    with explained("reading pgqueue.alembic_version"), deadline(conn, SETUP_S):
         state = state_of(conn)
     if not state.usable:
         raise SchemaMismatch(state.sentence)

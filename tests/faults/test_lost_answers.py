@@ -16,7 +16,7 @@ import psycopg
 import pytest
 from rig.database import Database
 from rig.wait import wait_for
-from rig.wire import Wire
+from rig.wire import Mode, Wire
 
 from pgqueue import App, AsyncBatchContext, AsyncJobContext, BatchContext, Job, JobContext, Retry, Worker
 from pgqueue.core.events import AttemptsSucceeded, ClaimLostSeen, Warned
@@ -65,7 +65,7 @@ class Site:
     def lives(self, task: str, role: str, *, sent: bool, jobs: int = 1) -> int:
         """The life of `jobs` jobs for each message of `role`, cut there; how many messages there were."""
         for message in range(1, MESSAGES_MAX):
-            self.wire.arm(role, message, sent=sent)
+            self.wire.arm(role, message, Mode.AFTER if sent else Mode.BEFORE)
             ids = self.live(task, jobs)
             if not self.wire.fired.is_set():
                 return message - 1
@@ -213,7 +213,7 @@ def test_a_claim_whose_answer_was_lost_is_found_and_given_back(site: Site) -> No
     while not [event for event in site.events if isinstance(event, Warned) and event.key == "claim_returned"]:
         cut += 1
         assert cut < MESSAGES_MAX, "no cut ever lost a claim's answer"
-        site.wire.arm("pgqueue/claim", cut % 6 + 1, sent=True)
+        site.wire.arm("pgqueue/claim", cut % 6 + 1, Mode.AFTER)
         site.live("effect")
     assert len(set(site.runs)) == len(site.runs), "nothing of a lost claim had started"
     counts = "SELECT count(*), count(DISTINCT e.job_id), max(attempts) FROM effects e JOIN pgqueue.job_history USING (job_id)"
@@ -305,7 +305,7 @@ def test_twin_a_settlement_that_trusts_what_was_sent_loses_jobs(
 
     site.start()
     site.live("effect")
-    site.wire.arm("pgqueue/job", 1, sent=False)
+    site.wire.arm("pgqueue/job", 1, Mode.BEFORE)
     (job_id,) = site.conn.execute("SELECT pgqueue.enqueue('effect')").fetchone()  # type: ignore[misc]  # one row
     assert site.wire.fired.wait(20)
     site.live("effect")  # the worker has gone on to others
