@@ -90,6 +90,7 @@ class App(OutboxFace):
         batch_key: str | None = None,
         batch_window: str | float | timedelta | None = None,
         group_commit: int = 0,
+        audit: str | None = None,
         unique: bool | str | Sequence[str] | None = None,
         unique_for: str | float | timedelta | None = None,
         debounce: str | float | timedelta | None = None,
@@ -106,6 +107,7 @@ class App(OutboxFace):
         batch: hand up to so many jobs to one call, `f(ctx, jobs)`, in one transaction; batch_key: the argument
         whose value keeps jobs apart · batch_window: collect jobs so long ("5m") and hand those of a window and key to
         one call · group_commit: let up to so many jobs share a transaction, a savepoint each ·
+        audit: "full" writes every move of its jobs to job_transitions, default the setting `audit` ·
         unique: arguments (("ride_id",), or True: all) whose values make the job's idempotency key; unique_for: how long
         it is held, instead of while the job lives; debounce: start so long after the last call, with its arguments ·
         key_ttl, key_scope, on_conflict: as in `using`.

@@ -129,6 +129,10 @@ class Settings(BaseSettings):
     result_bytes_max: int = Field(
         65_536, ge=0, le=67_108_864, description="Largest result of one job, as JSON text."
     )
+    audit: Literal["changes", "full"] = Field(
+        "changes",
+        description="What is written to `job_transitions`: every move but the plain path, or, `full`, that too. A task's own `audit=` wins.",
+    )
     handler_transaction_warn_s: Seconds = Field(
         60.0, ge=0.1, le=86_400, description="Age from which a handler's open transaction is warned about."
     )
@@ -237,7 +241,7 @@ class Settings(BaseSettings):
         """What is configured of each queue, by the names of the columns of `pgqueue.queues`."""
         return columns_of(self.queues)
 
-    @field_validator("log_level", "log_format", "trace_mode", mode="before")
+    @field_validator("log_level", "log_format", "trace_mode", "audit", mode="before")
     @classmethod
     def _lower(cls, value: Any) -> Any:
         return value.lower() if isinstance(value, str) else value

@@ -61,6 +61,7 @@ class Task(Generic[P, R]):
         batch_key: str | None = None,
         batch_window: str | float | timedelta | None = None,
         group_commit: int = 0,
+        audit: str | None = None,
         **key_options: Any,
     ) -> None:
         if not callable(function):
@@ -88,6 +89,7 @@ class Task(Generic[P, R]):
         self.batch, self.batch_key, self.group_commit = _checked_together(
             self.name, batch, batch_key, group_commit
         )
+        self.audit = _checked_audit(self.name, audit)
         self.options = _checked_options(self.name, key_options)
         # A batch handler takes a list of jobs, so its parameters say nothing about one job's arguments.
         self.signature = inspect_handler(function)
@@ -164,6 +166,7 @@ class Task(Generic[P, R]):
             window_s=self.batch_window_s or 0,
             batch_key=self.batch_key,
             key_ttl_s=self.app.settings.key_ttl_s,
+            audit=self.audit_full,
         )
 
     def registered(self) -> RegisteredTask:
@@ -181,7 +184,13 @@ class Task(Generic[P, R]):
             batch_key=self.batch_key,
             batch_window_s=self.batch_window_s,
             group_commit=self.group_commit,
+            audit_full=self.audit_full,
         )
+
+    @property
+    def audit_full(self) -> bool:
+        """Whether the plain path of its jobs is written to the audit: as the task says, else as the settings do."""
+        return (self.audit or self.app.settings.audit) == "full"
 
     @property
     def checks_arguments(self) -> HandlerSignature | None:
@@ -339,6 +348,12 @@ def _module_of(function: Callable[..., Any]) -> str:
         return str(spec.name).removesuffix(".__main__")
     file = getattr(main, "__file__", None)
     return "__main__" if file is None else Path(file).stem
+
+
+def _checked_audit(name: str, audit: str | None) -> str | None:
+    if audit not in {None, "changes", "full"}:
+        raise ConfigurationError(f"task {name}: audit is unknown; give 'changes' or 'full'")
+    return audit
 
 
 def _checked_together(

@@ -116,6 +116,7 @@ DROP TABLE pgqueue.queues;
 DROP FUNCTION pgqueue.key_result;
 DROP FUNCTION pgqueue.keep_results;
 DROP TABLE pgqueue.dedup_keys;
+DROP FUNCTION pgqueue.note_moves;
 DROP TABLE pgqueue.job_transitions;
 DROP TABLE pgqueue.dead_letter_jobs;
 DROP TABLE pgqueue.job_history;

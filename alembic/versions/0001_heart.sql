@@ -294,7 +294,7 @@ CREATE INDEX job_transitions_job_id_idx ON pgqueue.job_transitions (job_id, at);
 CREATE INDEX job_transitions_at_idx ON pgqueue.job_transitions USING brin (at) WITH (pages_per_range = 64);
 CREATE TABLE pgqueue.job_transitions_default PARTITION OF pgqueue.job_transitions DEFAULT;
 
-COMMENT ON TABLE pgqueue.job_transitions IS 'Audit of every state change but the plain path (enqueued, promoted, claimed, succeeded), which the job''s own row tells; a partition per day';
+COMMENT ON TABLE pgqueue.job_transitions IS 'Audit of every state change but the plain path (enqueued, promoted, claimed, succeeded), which the job''s own row tells; of that, too, for tasks with audit = full; a partition per day';
 COMMENT ON COLUMN pgqueue.job_transitions.id IS 'Row id';
 COMMENT ON COLUMN pgqueue.job_transitions.job_id IS 'jobs.id';
 COMMENT ON COLUMN pgqueue.job_transitions.at IS 'When';
@@ -305,7 +305,7 @@ COMMENT ON COLUMN pgqueue.job_transitions.actor IS 'Who: worker:<id>, or the per
 COMMENT ON COLUMN pgqueue.job_transitions.queue IS 'Queue name';
 COMMENT ON COLUMN pgqueue.job_transitions.task IS 'Task name';
 COMMENT ON COLUMN pgqueue.job_transitions.attempt IS 'The attempt that ended here, if one did';
-COMMENT ON COLUMN pgqueue.job_transitions.claim_id IS 'The claim that ended here';
+COMMENT ON COLUMN pgqueue.job_transitions.claim_id IS 'The claim that ended here; a claim that begins leaves it empty';
 COMMENT ON COLUMN pgqueue.job_transitions.worker_id IS 'The worker that held it';
 COMMENT ON COLUMN pgqueue.job_transitions.wait_s IS 'Seconds the attempt had waited, where the row ends one';
 COMMENT ON COLUMN pgqueue.job_transitions.run_s IS 'Seconds the attempt had run, where the row ends one';
@@ -313,6 +313,22 @@ COMMENT ON COLUMN pgqueue.job_transitions.error_type IS 'Class of the error that
 COMMENT ON COLUMN pgqueue.job_transitions.error_fingerprint IS 'Fingerprint of that error';
 COMMENT ON COLUMN pgqueue.job_transitions.next_run_at IS 'When it may start again';
 COMMENT ON COLUMN pgqueue.job_transitions.note IS 'A person''s words';
+
+-- Under audit = full: what the plain path leaves out. A claim that begins leaves claim_id empty, since a row with it says
+-- that the claim has ended.
+CREATE FUNCTION pgqueue.note_moves(moves jsonb) RETURNS bigint
+LANGUAGE plpgsql VOLATILE SECURITY DEFINER SET search_path = pg_catalog, pg_temp AS $$
+DECLARE
+  noted bigint;
+BEGIN
+  INSERT INTO pgqueue.job_transitions (job_id, from_state, to_state, reason, actor, queue, task, attempt, claim_id, worker_id)
+    SELECT m.job_id, m.from_state, m.to_state, m.reason, 'worker:' || m.worker_id, m.queue, m.task, m.attempt, m.claim_id, m.worker_id
+    FROM jsonb_to_recordset(note_moves.moves) AS m (job_id bigint, from_state text, to_state text, reason text, queue text, task text,
+      attempt smallint, claim_id uuid, worker_id uuid);
+  GET DIAGNOSTICS noted = ROW_COUNT;
+  RETURN noted;
+END $$;
+COMMENT ON FUNCTION pgqueue.note_moves IS 'Writes the claims and successes of jobs whose tasks are audited in full; returns how many';
 
 -- Idempotency keys: at most one job per (task, key) while the key is held. They outlive their jobs.
 -- How long a key is held, its scope: a time; for ever; while its job is live; while its job waits for its first
@@ -424,6 +440,7 @@ CREATE TABLE pgqueue.tasks (
   max_attempts smallint NOT NULL,
   batch_window_s double precision,
   batch_key text,
+  audit_full boolean NOT NULL DEFAULT false,
   updated_at timestamptz NOT NULL DEFAULT clock_timestamp()
 );
 COMMENT ON TABLE pgqueue.tasks IS 'Tasks as the last started worker registered them: defaults for producers that do not have the code (SQL, by name)';
@@ -433,6 +450,7 @@ COMMENT ON COLUMN pgqueue.tasks.priority IS 'Its default priority';
 COMMENT ON COLUMN pgqueue.tasks.max_attempts IS 'Starts its retry policy allows';
 COMMENT ON COLUMN pgqueue.tasks.batch_window_s IS 'Seconds over which its jobs are collected; NULL = not collected';
 COMMENT ON COLUMN pgqueue.tasks.batch_key IS 'The argument whose value keeps jobs apart';
+COMMENT ON COLUMN pgqueue.tasks.audit_full IS 'Whether the plain path of its jobs is written to job_transitions as well';
 COMMENT ON COLUMN pgqueue.tasks.updated_at IS 'When a worker last registered it';
 
 CREATE TABLE pgqueue.workers (
@@ -638,7 +656,8 @@ LANGUAGE sql STABLE SECURITY DEFINER SET search_path = pg_catalog, pg_temp AS $$
     FROM pgqueue.job_transitions t
     WHERE t.at >= count_attempts.since AND t.at < count_attempts.until
       -- What ends an attempt, or a job that never had one; not what becomes of a dead letter later.
-      AND (t.from_state = 'running' OR (t.to_state IN ('dead', 'cancelled') AND t.from_state <> 'dead'))
+      -- A success is told by job_history; an audit in full repeats it.
+      AND (t.from_state = 'running' AND t.to_state <> 'succeeded' OR (t.to_state IN ('dead', 'cancelled') AND t.from_state <> 'dead'))
   ), cells AS MATERIALIZED (
     SELECT e.bucket_at, e.queue, e.task, e.outcome, width_bucket(e.wait_s::double precision, pgqueue.bucket_bounds()) AS wait_slot,
       width_bucket(e.run_s::double precision, pgqueue.bucket_bounds()) AS run_slot, count(*) AS n,
@@ -1813,7 +1832,8 @@ CREATE FUNCTION pgqueue.put_job(
   max_attempts integer DEFAULT NULL, retry jsonb DEFAULT NULL, timeout_s double precision DEFAULT NULL,
   expires_at timestamptz DEFAULT NULL, concurrency_key text DEFAULT NULL, tags text[] DEFAULT NULL,
   parent_id bigint DEFAULT NULL, wake boolean DEFAULT true, checked boolean DEFAULT false,
-  window_s double precision DEFAULT NULL, batch_key text DEFAULT NULL, key_scope text DEFAULT NULL, on_conflict text DEFAULT NULL)
+  window_s double precision DEFAULT NULL, batch_key text DEFAULT NULL, key_scope text DEFAULT NULL, on_conflict text DEFAULT NULL,
+  audit boolean DEFAULT NULL)
 RETURNS bigint LANGUAGE plpgsql VOLATILE SECURITY DEFINER SET search_path = pg_catalog, pg_temp AS $$
 #variable_conflict use_column
 DECLARE
@@ -1824,7 +1844,7 @@ DECLARE
   asleep boolean;
 BEGIN
   IF put_job.checked AND put_job.idempotency_key IS NULL AND put_job.queue IS NOT NULL AND put_job.priority IS NOT NULL
-      AND put_job.max_attempts IS NOT NULL AND put_job.window_s = 0 THEN
+      AND put_job.max_attempts IS NOT NULL AND put_job.window_s = 0 AND put_job.audit IS NOT TRUE THEN
     job_id := nextval('pgqueue.job_seq');
   ELSE
     IF NOT put_job.checked THEN
@@ -1834,7 +1854,7 @@ BEGIN
         AND pgqueue.check_key_options(put_job.idempotency_key IS NOT NULL, put_job.key_ttl, put_job.key_scope, put_job.on_conflict);
     END IF;
     IF put_job.queue IS NULL OR put_job.priority IS NULL OR put_job.max_attempts IS NULL OR put_job.window_s IS NULL THEN
-      SELECT t.queue, t.priority, t.max_attempts, t.batch_window_s, t.batch_key INTO known FROM pgqueue.tasks t WHERE t.name = put_job.task;
+      SELECT t.queue, t.priority, t.max_attempts, t.batch_window_s, t.batch_key, t.audit_full INTO known FROM pgqueue.tasks t WHERE t.name = put_job.task;
       -- Who knows the task's attempts has its code, and knows whether it has a window.
       IF put_job.window_s IS NULL OR put_job.max_attempts IS NULL THEN
         put_job.window_s := known.batch_window_s;
@@ -1843,6 +1863,7 @@ BEGIN
       put_job.queue := coalesce(put_job.queue, known.queue, 'default');
       put_job.priority := coalesce(put_job.priority, known.priority, 5);
       put_job.max_attempts := coalesce(put_job.max_attempts, known.max_attempts, 6);
+      put_job.audit := coalesce(put_job.audit, known.audit_full);
     END IF;
     IF put_job.idempotency_key IS NULL THEN
       job_id := nextval('pgqueue.job_seq');
@@ -1855,6 +1876,12 @@ BEGIN
         RETURN pgqueue.meet_key(job_id, put_job.task, put_job.on_conflict, put_job.args, put_job.headers, put_job.delay, put_job.run_at,
           put_job.expires_at);
       END IF;
+    END IF;
+    IF put_job.audit THEN
+      INSERT INTO pgqueue.job_transitions (job_id, to_state, reason, actor, queue, task)
+        VALUES (job_id, CASE WHEN put_job.window_s > 0 THEN 'held'
+            WHEN put_job.run_at > clock_timestamp() OR put_job.delay > interval '0' THEN 'scheduled' ELSE 'ready' END,
+          'enqueued', session_user, put_job.queue, put_job.task);
     END IF;
     IF put_job.window_s > 0 THEN
       moment := clock_timestamp();
@@ -1911,7 +1938,8 @@ CREATE FUNCTION pgqueue.put_jobs(
   max_attempts integer DEFAULT NULL, retry jsonb DEFAULT NULL, timeout_s double precision DEFAULT NULL,
   expires_at timestamptz DEFAULT NULL, concurrency_key text DEFAULT NULL, tags text[] DEFAULT NULL,
   parent_id bigint DEFAULT NULL, wake boolean DEFAULT true, checked boolean DEFAULT false,
-  window_s double precision DEFAULT NULL, batch_key text DEFAULT NULL, key_scope text DEFAULT NULL, on_conflict text DEFAULT NULL)
+  window_s double precision DEFAULT NULL, batch_key text DEFAULT NULL, key_scope text DEFAULT NULL, on_conflict text DEFAULT NULL,
+  audit boolean DEFAULT NULL)
 RETURNS bigint[] LANGUAGE plpgsql VOLATILE SECURITY DEFINER SET search_path = pg_catalog, pg_temp AS $$
 #variable_conflict use_column
 DECLARE
@@ -1939,7 +1967,7 @@ BEGIN
     PERFORM pgqueue.check_key(format('idempotency_keys[%s]', k.i - 1), k.key)
       FROM unnest(put_jobs.idempotency_keys) WITH ORDINALITY AS k (key, i) WHERE k.key IS NOT NULL;
   END IF;
-  SELECT t.queue, t.priority, t.max_attempts, t.batch_window_s, t.batch_key INTO known FROM pgqueue.tasks t WHERE t.name = put_jobs.task;
+  SELECT t.queue, t.priority, t.max_attempts, t.batch_window_s, t.batch_key, t.audit_full INTO known FROM pgqueue.tasks t WHERE t.name = put_jobs.task;
   IF put_jobs.window_s IS NULL OR put_jobs.max_attempts IS NULL THEN
     put_jobs.window_s := known.batch_window_s;
     put_jobs.batch_key := known.batch_key;
@@ -1986,6 +2014,12 @@ BEGIN
       CASE WHEN put_jobs.window_s > 0 THEN pgqueue.batch_key(j.arg, put_jobs.batch_key) END
     FROM ROWS FROM (unnest(ids), jsonb_array_elements(put_jobs.args), unnest(put_jobs.idempotency_keys)) AS j (id, arg, key)
     WHERE j.id > 0;
+  IF coalesce(put_jobs.audit, known.audit_full) THEN
+    INSERT INTO pgqueue.job_transitions (job_id, to_state, reason, actor, queue, task)
+      SELECT j.id, CASE WHEN put_jobs.window_s > 0 THEN 'held' WHEN due = moment THEN 'ready' ELSE 'scheduled' END, 'enqueued',
+        session_user, put_jobs.queue, put_jobs.task
+      FROM unnest(ids) AS j (id) WHERE j.id > 0;
+  END IF;
   IF put_jobs.wake AND due = moment THEN
     PERFORM pgqueue.wake(put_jobs.queue);
   END IF;
@@ -2753,12 +2787,15 @@ LANGUAGE sql STABLE SECURITY DEFINER SET search_path = pg_catalog, pg_temp AS $$
     -- The newest claim. A suspect of its worker's death is claimed alone, from where it is held.
     SELECT w.started_at, 2, 'claimed',
         CASE (SELECT m.to_state FROM moves m WHERE m.at <= w.started_at ORDER BY m.at DESC, m.id DESC LIMIT 1) WHEN 'held' THEN 'held' ELSE 'ready' END,
-        'running', 'claimed', 'worker:' || w.worker_id, w.attempt, NULL FROM whole w WHERE w.started_at IS NOT NULL
+        'running', 'claimed', 'worker:' || w.worker_id, w.attempt, NULL FROM whole w
+      WHERE w.started_at IS NOT NULL AND NOT EXISTS (SELECT FROM moves m WHERE m.reason = 'claimed')
     UNION ALL
-    SELECT m.at, 3, 'transition', m.from_state, m.to_state, m.reason, m.actor, m.attempt::integer,
+    SELECT m.at, 3, CASE m.reason WHEN 'claimed' THEN 'claimed' ELSE 'transition' END, m.from_state, m.to_state, m.reason, m.actor, m.attempt::integer,
         concat_ws(', ', m.error_type || coalesce(': ' || left(f.message, 200), ''), 'waited ' || round(m.wait_s::numeric, 3) || ' s',
           'ran ' || round(m.run_s::numeric, 3) || ' s', 'next ' || m.next_run_at, m.note)
       FROM moves m LEFT JOIN failed f ON f.attempt = m.attempt AND m.error_type IS NOT NULL
+      -- Told above and below already, with more.
+      WHERE m.reason NOT IN ('enqueued', 'succeeded')
     UNION ALL
     SELECT s.recorded_at, 3, 'step', NULL, NULL, s.name, 'worker:' || s.worker_id, s.attempt::integer,
         concat_ws(', ', 'took ' || round(s.run_s::numeric, 3) || ' s', s.refused)
@@ -3012,6 +3049,7 @@ LANGUAGE sql STABLE SET search_path = pg_catalog, pg_temp AS $$
     ('take_once', '-', 'X', '-', '-'),
     ('keep_once', '-', 'X', '-', '-'),
     ('keep_results', '-', 'X', '-', '-'),
+    ('note_moves', '-', 'X', '-', '-'),
     ('key_result', 'X', 'X', 'X', '-'),
     ('assert_settled', '-', 'X', '-', '-'),
     ('ensure_partitions', '-', 'X', '-', '-'),

@@ -28,6 +28,7 @@ class RegisteredTask:
         None  # jobs are collected so long, and then handed to one call; None = at once
     )
     group_commit: int = 0  # jobs that share a transaction, a savepoint each; 0 = one each
+    audit_full: bool = False  # the plain path of its jobs is written to the audit as well
 
     @property
     def together(self) -> int:

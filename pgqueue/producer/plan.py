@@ -42,7 +42,8 @@ class TaskDefaults:
     """What a job gets where its options say nothing; None: the database looks it up in `tasks`.
 
     `key_ttl_s` None: 24 hours. `wake`: whether workers that sleep are notified at commit. `window_s`: over how long its
-    jobs are collected, 0 = it has no window; `batch_key`: the argument whose value keeps them apart.
+    jobs are collected, 0 = it has no window; `batch_key`: the argument whose value keeps them apart. `audit`: whether the
+    plain path of its jobs is written to the audit.
     """
 
     queue: str | None = None
@@ -52,6 +53,7 @@ class TaskDefaults:
     wake: bool = True
     window_s: float | None = None
     batch_key: str | None = None
+    audit: bool | None = None
 
 
 @dataclass(frozen=True, slots=True)
@@ -100,7 +102,11 @@ def plan_one(
     if signature is None:  # else the name was checked when the task was registered
         check_task(task)
     text = _encode(args, signature, bytes_max)
-    if not defaults.window_s and _RARE(options) == _NONE_OF_THEM and with_trace(None) is None:
+    if (
+        not (defaults.window_s or defaults.audit)
+        and _RARE(options) == _NONE_OF_THEM
+        and with_trace(None) is None
+    ):
         queue = options.queue or defaults.queue
         return EnqueuePlan(
             task,
@@ -269,6 +275,7 @@ def _shared(
         "wake": options.wake and defaults.wake,
         "window_s": defaults.window_s,
         "batch_key": defaults.batch_key,
+        "audit": defaults.audit,
     }
 
 

@@ -10,6 +10,7 @@ import contextlib
 import importlib
 import sys
 import time
+from collections.abc import Mapping
 from types import ModuleType
 from typing import TYPE_CHECKING, Any, Final
 
@@ -19,7 +20,7 @@ from psycopg_pool import AsyncConnectionPool, ConnectionPool
 
 from pgqueue.storage.deadline import deadline
 from pgqueue.storage.handlers import AsyncJobConnection, JobConnection
-from pgqueue.storage.settling import settle_and_commit, settle_and_commit_async
+from pgqueue.storage.settling import NOTHING, settle_and_commit, settle_and_commit_async
 
 if TYPE_CHECKING:
     from sqlalchemy.engine import Connection as SAConnection
@@ -91,12 +92,14 @@ class JobTransaction:
             return False
         return True
 
-    def settle(self, settlement: dict[str, Any], *, many: bool = False, kept: str | None = None) -> None:
-        """Flush, settle and commit, with what is `kept` under keys. Raises what the database answers; then the caller must `abort`."""
+    def settle(
+        self, settlement: dict[str, Any], *, many: bool = False, also: Mapping[str, str] = NOTHING
+    ) -> None:
+        """Flush, settle and commit, with the statements of `also`. Raises what the database answers: `abort` it then."""
         conn = self.conn
         self.flush()
         with deadline(conn, SETTLE_DEADLINE_S):
-            settle_and_commit(conn, settlement, many=many, kept=kept)
+            settle_and_commit(conn, settlement, many=many, also=also)
         self._give_back(conn)
 
     def abort(self) -> None:
@@ -198,13 +201,13 @@ class AsyncJobTransaction:
         return True
 
     async def settle(
-        self, settlement: dict[str, Any], *, many: bool = False, kept: str | None = None
+        self, settlement: dict[str, Any], *, many: bool = False, also: Mapping[str, str] = NOTHING
     ) -> None:
-        """Flush, settle and commit, with what is `kept` under keys. Raises what the database answers; then the caller must `abort`."""
+        """Flush, settle and commit, with the statements of `also`. Raises what the database answers: `abort` it then."""
         await self.flush()
         conn = await self.connection()
         with deadline(conn, SETTLE_DEADLINE_S):
-            await settle_and_commit_async(conn, settlement, many=many, kept=kept)
+            await settle_and_commit_async(conn, settlement, many=many, also=also)
         await self._give_back(conn)
 
     async def abort(self) -> None:

@@ -61,8 +61,9 @@ _NOT_GIVEN: Final[Mapping[str, Any]] = {
             "batch_key",
         )
     ),
-    # Only a task without a window is enqueued in so few words.
+    # Only a task without a window, and whose plain path leaves no rows, is enqueued in so few words.
     "window_s": 0,
+    "audit": False,
 }
 _SyncPool = ConnectionPool[psycopg.Connection[Any]]
 _AsyncPool = AsyncConnectionPool[psycopg.AsyncConnection[Any]]

@@ -7,7 +7,7 @@ statements, since each statement of a pipeline costs both sides as much as a set
 from __future__ import annotations
 
 import re
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from typing import Any, Final
 
 import psycopg
@@ -54,21 +54,23 @@ class _Settlement:
 _ONE: Final = _Settlement("settle_in_transaction")
 _MANY: Final = _Settlement("settle_many_in_transaction")
 _LEFT: Final = _Settlement("release_session")
-_KEEP: Final = _Settlement("keep_results")  # few jobs have a key and a result: not prepared
+# Few jobs have a key and a result, or an audit: not prepared.
+_ALSO: Final = {name: _Settlement(name) for name in ("keep_results", "note_moves")}
+NOTHING: Final[Mapping[str, str]] = {}
 _PREPARATIONS: Final = tuple(each.preparation for each in (_ONE, _MANY, _LEFT))
 
 
 def settle_and_commit(
-    conn: JobConnection, settlement: dict[str, Any], *, many: bool = False, kept: str | None = None
+    conn: JobConnection, settlement: dict[str, Any], *, many: bool = False, also: Mapping[str, str] = NOTHING
 ) -> None:
-    """Settle, store what is `kept` under keys, and commit; raise if any of it was refused.
+    """Settle, run the statements of `also` with their rows, and commit; raise if any of it was refused.
 
     The settlement raises when the claim is lost or the mark is gone, and then COMMIT is not reached.
     """
     conn.answered()
     conn.refuse_if_ended()
     conn.leave_job()
-    text = _last_message(conn, settlement, many=many, kept=kept)
+    text = _last_message(conn, settlement, many=many, also=also)
     with conn.lock:
         conn.pgconn.send_query(text)
         results = conn.wait(generators.execute(conn.pgconn))
@@ -80,13 +82,17 @@ def settle_and_commit(
 
 
 async def settle_and_commit_async(
-    conn: AsyncJobConnection, settlement: dict[str, Any], *, many: bool = False, kept: str | None = None
+    conn: AsyncJobConnection,
+    settlement: dict[str, Any],
+    *,
+    many: bool = False,
+    also: Mapping[str, str] = NOTHING,
 ) -> None:
     """The same on an async connection."""
     await conn.answered()
     conn.refuse_if_ended()
     conn.leave_job()
-    text = _last_message(conn, settlement, many=many, kept=kept)
+    text = _last_message(conn, settlement, many=many, also=also)
     async with conn.lock:
         conn.pgconn.send_query(text)
         results = await conn.wait(generators.execute(conn.pgconn))
@@ -97,9 +103,9 @@ async def settle_and_commit_async(
         await conn.commit()  # as above
 
 
-def _last_message(conn: Marked, settlement: dict[str, Any], *, many: bool, kept: str | None) -> bytes:
+def _last_message(conn: Marked, settlement: dict[str, Any], *, many: bool, also: Mapping[str, str]) -> bytes:
     each = _MANY if many else _ONE
-    then = () if kept is None else (_KEEP.in_full(conn, {"kept": kept}),)
+    then = [_ALSO[name].in_full(conn, {"rows": rows}) for name, rows in also.items()]
     if not conn.habits.prepares:
         return b"; ".join((each.in_full(conn, settlement), *then, b"COMMIT", _LEFT.in_full(conn, {})))
     before = () if conn.prepared else _PREPARATIONS

@@ -17,12 +17,12 @@ from pgqueue.errors import TransactionMisuse
 from pgqueue.storage.handlers import AsyncJobConnection
 from pgqueue.storage.job_transaction import AsyncJobTransaction
 from pgqueue.tracing import Processing
+from pgqueue.worker.along import along
 from pgqueue.worker.claimed import ClaimedJob
 from pgqueue.worker.context import AsyncJobContext
 from pgqueue.worker.executor_errors import handler_fault, leave_if_forked
 from pgqueue.worker.grouped import LINGER_S
 from pgqueue.worker.grouped_async import AsyncGroupRunner
-from pgqueue.worker.keyed import results_to_keep
 from pgqueue.worker.outcome import Ended, Prepared, ended_badly, not_to_start, prepare
 from pgqueue.worker.settler import Settler
 from pgqueue.worker.slots import Pool
@@ -210,7 +210,7 @@ class AsyncExecutor:
                 "run": run_s,
                 "result": text,
             },
-            kept=results_to_keep([(job, prepared, text)]),
+            also=along([(job, prepared, text)]),
         )
         ended = time.monotonic()
         self._settler.note_committed(job, prepared, buffered_s, run_s, warning, ended - started - run_s)

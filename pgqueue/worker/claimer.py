@@ -22,6 +22,7 @@ from pgqueue.storage.connect import CLAIM
 from pgqueue.storage.faults import Fault, classify, summary_of
 from pgqueue.storage.link import Link
 from pgqueue.storage.statements import statement
+from pgqueue.worker.along import claims_to_note
 from pgqueue.worker.claimed import Claim, ClaimedJob
 from pgqueue.worker.lanes import Lanes
 from pgqueue.worker.outcome import put_aside
@@ -75,6 +76,7 @@ class Claimer:
             stop=state.draining,
             report=state.trouble,
         )
+        self._audited = frozenset(t.name for t in state.registry.tasks.values() if t.audit_full)
         self._generation = 0
         self._asleep = False
         self._wait_s = WAIT_FIRST_S
@@ -159,7 +161,8 @@ class Claimer:
             lambda conn, claim_id, worker_id: conn.execute(
                 statement("claim_suspect"),
                 {"queues": list(state.queues), "claim_id": claim_id, "worker_id": worker_id},
-            ).fetchall()
+            ).fetchall(),
+            from_state="held",
         )
         self._stood_aside_at = time.monotonic()
         if jobs:
@@ -216,14 +219,28 @@ class Claimer:
         return jobs
 
     def _take(
-        self, read: Callable[[psycopg.Connection[Any], str, str], list[tuple[Any, ...]]]
+        self,
+        read: Callable[[psycopg.Connection[Any], str, str], list[tuple[Any, ...]]],
+        *,
+        from_state: str = "ready",
     ) -> list[ClaimedJob]:
         """Run a claim statement under a new fence and note the claim."""
         state = self._state
         claim_id, worker_id = str(uuid.uuid4()), state.worker_id
         self._answered = False
+
+        def take(conn: psycopg.Connection[Any]) -> list[tuple[Any, ...]]:
+            if not self._audited:
+                return read(conn, claim_id, worker_id)
+            with conn.transaction():
+                taken = read(conn, claim_id, worker_id)
+                moves = claims_to_note(taken, from_state, worker_id, self._audited)
+                if moves is not None:
+                    conn.execute(statement("note_moves"), {"rows": moves})
+            return taken
+
         try:
-            rows = self._link.run(lambda conn: read(conn, claim_id, worker_id), repeat=False)
+            rows = self._link.run(take, repeat=False)
         except (psycopg.Error, OSError) as error:
             if classify(error, broken=True) is Fault.BUG:
                 raise

@@ -19,11 +19,11 @@ from pgqueue.errors import TransactionMisuse
 from pgqueue.storage.handlers import JobConnection
 from pgqueue.storage.job_transaction import JobTransaction
 from pgqueue.tracing import Processing
+from pgqueue.worker.along import along
 from pgqueue.worker.claimed import ClaimedJob
 from pgqueue.worker.context import JobContext
 from pgqueue.worker.executor_errors import handler_fault, leave_if_forked
 from pgqueue.worker.grouped import LINGER_S, GroupRunner
-from pgqueue.worker.keyed import results_to_keep
 from pgqueue.worker.outcome import Ended, Prepared, ended_badly, not_to_start, prepare
 from pgqueue.worker.settler import Settler
 from pgqueue.worker.slots import Pool
@@ -168,7 +168,7 @@ class SyncExecutor:
                 "run": run_s,
                 "result": text,
             },
-            kept=results_to_keep([(job, prepared, text)]),
+            also=along([(job, prepared, text)]),
         )
         ended = time.monotonic()
         self._settler.note_committed(job, prepared, buffered_s, run_s, warning, ended - started - run_s)

@@ -21,10 +21,10 @@ from pgqueue.core.payload import encode_result
 from pgqueue.errors import InvalidArguments, TransactionMisuse
 from pgqueue.storage.faults import Fault, classify
 from pgqueue.storage.job_transaction import JobTransaction
+from pgqueue.worker.along import along
 from pgqueue.worker.claimed import ClaimedJob
 from pgqueue.worker.context import BatchContext, JobContext
 from pgqueue.worker.executor_errors import handler_fault, leave_if_forked, refuse_hidden_error
-from pgqueue.worker.keyed import results_to_keep
 from pgqueue.worker.outcome import Prepared, ended_badly, not_to_start, prepare
 from pgqueue.worker.settler import Settler, array_parameters
 from pgqueue.worker.spans import spanning
@@ -301,7 +301,7 @@ class GroupRunner(Together):
         transaction.settle(
             {**array_parameters(rows), "mark": transaction.claim_id},
             many=True,
-            kept=results_to_keep((m.job, m.prepared, m.result) for m in members),
+            also=along((m.job, m.prepared, m.result) for m in members),
         )
         ended = time.monotonic()
         for member, (job, buffered_s, run_s, _) in zip(members, rows, strict=True):

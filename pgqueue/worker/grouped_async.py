@@ -15,11 +15,11 @@ from pgqueue.core.events import TransactionEnded
 from pgqueue.core.payload import encode_result
 from pgqueue.storage.faults import Fault, classify
 from pgqueue.storage.job_transaction import AsyncJobTransaction
+from pgqueue.worker.along import along
 from pgqueue.worker.claimed import ClaimedJob
 from pgqueue.worker.context import AsyncBatchContext, AsyncJobContext
 from pgqueue.worker.executor_errors import leave_if_forked, refuse_hidden_error
 from pgqueue.worker.grouped import Member, Together, by_key, fit_members
-from pgqueue.worker.keyed import results_to_keep
 from pgqueue.worker.settler import Settler, array_parameters
 from pgqueue.worker.spans import spanning
 from pgqueue.worker.state import NEVER, Running, WorkerState
@@ -205,7 +205,7 @@ class AsyncGroupRunner(Together):
         await transaction.settle(
             {**array_parameters(rows), "mark": transaction.claim_id},
             many=True,
-            kept=results_to_keep((m.job, m.prepared, m.result) for m in members),
+            also=along((m.job, m.prepared, m.result) for m in members),
         )
         ended = time.monotonic()
         for member, (job, buffered_s, run_s, _) in zip(members, rows, strict=True):

@@ -110,6 +110,7 @@ class Heart:
                 "priority": t.priority,
                 "max_attempts": state.registry.policy(t.name, t.queue).max_attempts,
                 "batch_window_s": t.batch_window_s,
+                "audit_full": t.audit_full,
                 "batch_key": t.batch_key,
             }
             for t in state.registry.tasks.values()

@@ -29,9 +29,10 @@ from pgqueue.core.failure import CONSTANT_FAILURE
 from pgqueue.storage.connect import SETTLE
 from pgqueue.storage.faults import Fault, classify, summary_of
 from pgqueue.storage.link import Link
+from pgqueue.storage.settling import NOTHING
 from pgqueue.storage.statements import statement
+from pgqueue.worker.along import Succeeded, along
 from pgqueue.worker.claimed import Claim, ClaimedJob
-from pgqueue.worker.keyed import results_to_keep
 from pgqueue.worker.outcome import Ended, Prepared, total_s
 from pgqueue.worker.state import WorkerState
 
@@ -181,7 +182,7 @@ class Settler:
             statement("settle_succeeded"),
             array_parameters([(s.job, s.buffered_s, s.run_s, s.result) for s in batch]),
             [s.job for s in batch],
-            [(s.job, s.prepared, s.result) for s in batch if s.result is not None],
+            [(s.job, s.prepared, s.result) for s in batch],
         )
         self._count(batch, settled)
         if settled:
@@ -228,30 +229,29 @@ class Settler:
         text: bytes,
         parameters: dict[str, Any],
         jobs: Sequence[ClaimedJob],
-        returned: Sequence[tuple[ClaimedJob, Prepared, str | None]] = (),
+        succeeded: Sequence[Succeeded] = (),
     ) -> set[int]:
         """Run a settling statement. It may be repeated: what the first try did is read back, not guessed.
 
-        What jobs with a key have `returned` is stored with it, in the same transaction, if they were settled.
+        What goes along with those that `succeeded` is written in the same transaction, if they were settled.
         """
         tries = 0
-        keyed = results_to_keep(returned) is not None
+        more = along(succeeded) is not NOTHING
 
         def end(conn: psycopg.Connection[Any]) -> set[int]:
             return {row[0] for row in conn.execute(text, parameters).fetchall()}
 
-        def end_keyed(conn: psycopg.Connection[Any]) -> set[int]:
+        def end_with_more(conn: psycopg.Connection[Any]) -> set[int]:
             with conn.transaction():
                 settled = end(conn)
-                kept = results_to_keep(one for one in returned if one[0].id in settled)
-                if kept is not None:
-                    conn.execute(statement("keep_results"), {"kept": kept})
+                for name, rows in along(one for one in succeeded if one[0].id in settled).items():
+                    conn.execute(statement(name), {"rows": rows})
             return settled
 
         def write(conn: psycopg.Connection[Any]) -> set[int]:
             nonlocal tries
             tries += 1
-            settled = end_keyed(conn) if keyed else end(conn)
+            settled = end_with_more(conn) if more else end(conn)
             if tries > 1:
                 settled |= {job.id for job in jobs if job.id not in settled and _was_settled(conn, job)}
             return settled

@@ -76,6 +76,7 @@ def _parameters(state: WorkerState, leader: ClaimedJob, claim_id: str) -> dict[s
         "claim_id": claim_id,
         "worker_id": state.worker_id,
         "pool": leader.pool,
+        "audit": task is not None and task.audit_full,
     }
 
 

@@ -79,6 +79,10 @@ WITH commit_class AS MATERIALIZED (
   UPDATE pgqueue.jobs j SET state = 'ready', hold_reason = NULL, ready_seq = pg_catalog.nextval('pgqueue.job_seq')
   WHERE j.id = ANY (ARRAY(SELECT t.id FROM taken t EXCEPT SELECT p.id FROM picked p))
   RETURNING pgqueue.wake(j.queue)
+), told AS (
+  INSERT INTO pgqueue.job_transitions (job_id, from_state, to_state, reason, actor, queue, task, attempt, worker_id)
+  SELECT p.id, 'held', 'running', 'claimed', pg_catalog.concat('worker:', %(worker_id)s::pg_catalog.uuid), l.queue, l.task, 1, %(worker_id)s
+  FROM picked p, leader l WHERE %(audit)s::boolean
 ), noted AS (
   INSERT INTO pgqueue.claims (claim_id, worker_id, claimed_at, job_ids)
   SELECT %(claim_id)s, %(worker_id)s, pg_catalog.clock_timestamp(), pg_catalog.array_agg(p.id) FROM picked p HAVING pg_catalog.count(*) > 0

@@ -47,7 +47,8 @@ SELECT pgqueue.put_job(
   key_scope => CAST(%(key_scope)s AS pg_catalog.text),
   on_conflict => CAST(%(on_conflict)s AS pg_catalog.text),
   window_s => CAST(%(window_s)s AS double precision),
-  batch_key => CAST(%(batch_key)s AS pg_catalog.text))
+  batch_key => CAST(%(batch_key)s AS pg_catalog.text),
+  audit => CAST(%(audit)s AS boolean))
 
 -- name: enqueue_one_own
 -- purpose:   one job in a transaction of our own, with what it can be found by, should the answer to COMMIT be lost
@@ -80,7 +81,8 @@ FROM (
     key_scope => CAST(%(key_scope)s AS pg_catalog.text),
     on_conflict => CAST(%(on_conflict)s AS pg_catalog.text),
     window_s => CAST(%(window_s)s AS double precision),
-    batch_key => CAST(%(batch_key)s AS pg_catalog.text)) AS id
+    batch_key => CAST(%(batch_key)s AS pg_catalog.text),
+    audit => CAST(%(audit)s AS boolean)) AS id
   OFFSET 0
 ) AS e
 
@@ -114,7 +116,8 @@ SELECT CAST(pgqueue.put_jobs(
   key_scope => CAST(%(key_scope)s AS pg_catalog.text),
   on_conflict => CAST(%(on_conflict)s AS pg_catalog.text),
   window_s => CAST(%(window_s)s AS double precision),
-  batch_key => CAST(%(batch_key)s AS pg_catalog.text)) AS pg_catalog.text)
+  batch_key => CAST(%(batch_key)s AS pg_catalog.text),
+  audit => CAST(%(audit)s AS boolean)) AS pg_catalog.text)
 
 -- name: key_result
 -- purpose:   what the job of an idempotency key returned

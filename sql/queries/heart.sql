@@ -24,15 +24,16 @@ SELECT pgqueue.register_queues(%(queues)s::text[], %(defaults)s::jsonb)
 -- locks:     new and changed rows, in the order of their names
 -- index:     the primary key
 -- returns:   nothing
-INSERT INTO pgqueue.tasks AS t (name, queue, priority, max_attempts, batch_window_s, batch_key)
-SELECT s.name, s.queue, s.priority, s.max_attempts, s.batch_window_s, s.batch_key
+INSERT INTO pgqueue.tasks AS t (name, queue, priority, max_attempts, batch_window_s, batch_key, audit_full)
+SELECT s.name, s.queue, s.priority, s.max_attempts, s.batch_window_s, s.batch_key, s.audit_full
 FROM jsonb_to_recordset(%(tasks)s::jsonb) AS s (name text, queue text, priority smallint, max_attempts smallint, batch_window_s double precision,
-  batch_key text)
+  batch_key text, audit_full boolean)
 ORDER BY s.name
 ON CONFLICT (name) DO UPDATE SET queue = excluded.queue, priority = excluded.priority, max_attempts = excluded.max_attempts,
-  batch_window_s = excluded.batch_window_s, batch_key = excluded.batch_key, updated_at = clock_timestamp()
-WHERE (t.queue, t.priority, t.max_attempts, t.batch_window_s, t.batch_key)
-  IS DISTINCT FROM (excluded.queue, excluded.priority, excluded.max_attempts, excluded.batch_window_s, excluded.batch_key)
+  batch_window_s = excluded.batch_window_s, batch_key = excluded.batch_key, audit_full = excluded.audit_full,
+  updated_at = clock_timestamp()
+WHERE (t.queue, t.priority, t.max_attempts, t.batch_window_s, t.batch_key, t.audit_full)
+  IS DISTINCT FROM (excluded.queue, excluded.priority, excluded.max_attempts, excluded.batch_window_s, excluded.batch_key, excluded.audit_full)
 
 -- name: beat
 -- purpose:   the sign of life, with the counters

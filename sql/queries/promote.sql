@@ -17,7 +17,11 @@ WITH due AS MATERIALIZED (
 ), moved AS (
   UPDATE pgqueue.jobs j SET state = 'ready', ready_seq = p.ready_seq
   FROM placed p WHERE j.id = p.id
-  RETURNING j.queue
+  RETURNING j.id, j.queue, j.task
+), told AS (
+  INSERT INTO pgqueue.job_transitions (job_id, from_state, to_state, reason, actor, queue, task)
+  SELECT m.id, 'scheduled', 'ready', 'promoted', 'upkeep', m.queue, m.task
+  FROM moved m JOIN pgqueue.tasks t ON t.name = m.task WHERE t.audit_full
 )
 SELECT m.queue, count(*), last.run_at, last.id, pgqueue.wake(m.queue)::text
 FROM moved m CROSS JOIN (SELECT d.run_at, d.id FROM due d ORDER BY d.run_at DESC, d.id DESC LIMIT 1) last
@@ -83,7 +87,11 @@ WITH RECURSIVE seen AS (
 ), led AS (
   UPDATE pgqueue.jobs j SET state = 'ready', hold_reason = NULL, ready_seq = nextval('pgqueue.job_seq')
   WHERE j.id = ANY (ARRAY(SELECT c.id FROM chosen c))
-  RETURNING j.queue
+  RETURNING j.id, j.queue, j.task
+), told AS (
+  INSERT INTO pgqueue.job_transitions (job_id, from_state, to_state, reason, actor, queue, task)
+  SELECT l.id, 'held', 'ready', 'promoted', 'upkeep', l.queue, l.task
+  FROM led l JOIN pgqueue.tasks t ON t.name = l.task WHERE t.audit_full
 ), woken AS (
   SELECT pgqueue.wake(q.queue) FROM (SELECT DISTINCT l.queue FROM led l) q
 )

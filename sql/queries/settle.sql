@@ -85,7 +85,16 @@ SELECT pgqueue.assert_settled((SELECT pg_catalog.count(*) FROM kept), (SELECT pg
 -- locks:     the keys' rows, in the order of the keys
 -- index:     dedup_keys' primary key
 -- returns:   how many were stored
-SELECT pgqueue.keep_results(%(kept)s::pg_catalog.jsonb)
+SELECT pgqueue.keep_results(%(rows)s::pg_catalog.jsonb)
+
+-- name: note_moves
+-- purpose:   write the claims and successes of jobs whose tasks are audited in full, in the transaction of the move
+-- called by: storage/settling.py, worker/settler.py, worker/claimer.py, and only if such a job is among them
+-- guard:     the statement before it, which found the claims
+-- locks:     its new rows
+-- index:     none
+-- returns:   how many were written
+SELECT pgqueue.note_moves(%(rows)s::pg_catalog.jsonb)
 
 -- name: release_session
 -- purpose:   free the session locks that a handler took, and tell whether it left temporary tables or channels behind

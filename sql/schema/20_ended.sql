@@ -176,7 +176,7 @@ CREATE INDEX job_transitions_job_id_idx ON pgqueue.job_transitions (job_id, at);
 CREATE INDEX job_transitions_at_idx ON pgqueue.job_transitions USING brin (at) WITH (pages_per_range = 64);
 CREATE TABLE pgqueue.job_transitions_default PARTITION OF pgqueue.job_transitions DEFAULT;
 
-COMMENT ON TABLE pgqueue.job_transitions IS 'Audit of every state change but the plain path (enqueued, promoted, claimed, succeeded), which the job''s own row tells; a partition per day';
+COMMENT ON TABLE pgqueue.job_transitions IS 'Audit of every state change but the plain path (enqueued, promoted, claimed, succeeded), which the job''s own row tells; of that, too, for tasks with audit = full; a partition per day';
 COMMENT ON COLUMN pgqueue.job_transitions.id IS 'Row id';
 COMMENT ON COLUMN pgqueue.job_transitions.job_id IS 'jobs.id';
 COMMENT ON COLUMN pgqueue.job_transitions.at IS 'When';
@@ -187,7 +187,7 @@ COMMENT ON COLUMN pgqueue.job_transitions.actor IS 'Who: worker:<id>, or the per
 COMMENT ON COLUMN pgqueue.job_transitions.queue IS 'Queue name';
 COMMENT ON COLUMN pgqueue.job_transitions.task IS 'Task name';
 COMMENT ON COLUMN pgqueue.job_transitions.attempt IS 'The attempt that ended here, if one did';
-COMMENT ON COLUMN pgqueue.job_transitions.claim_id IS 'The claim that ended here';
+COMMENT ON COLUMN pgqueue.job_transitions.claim_id IS 'The claim that ended here; a claim that begins leaves it empty';
 COMMENT ON COLUMN pgqueue.job_transitions.worker_id IS 'The worker that held it';
 COMMENT ON COLUMN pgqueue.job_transitions.wait_s IS 'Seconds the attempt had waited, where the row ends one';
 COMMENT ON COLUMN pgqueue.job_transitions.run_s IS 'Seconds the attempt had run, where the row ends one';
@@ -195,3 +195,19 @@ COMMENT ON COLUMN pgqueue.job_transitions.error_type IS 'Class of the error that
 COMMENT ON COLUMN pgqueue.job_transitions.error_fingerprint IS 'Fingerprint of that error';
 COMMENT ON COLUMN pgqueue.job_transitions.next_run_at IS 'When it may start again';
 COMMENT ON COLUMN pgqueue.job_transitions.note IS 'A person''s words';
+
+-- Under audit = full: what the plain path leaves out. A claim that begins leaves claim_id empty, since a row with it says
+-- that the claim has ended.
+CREATE FUNCTION pgqueue.note_moves(moves jsonb) RETURNS bigint
+LANGUAGE plpgsql VOLATILE SECURITY DEFINER SET search_path = pg_catalog, pg_temp AS $$
+DECLARE
+  noted bigint;
+BEGIN
+  INSERT INTO pgqueue.job_transitions (job_id, from_state, to_state, reason, actor, queue, task, attempt, claim_id, worker_id)
+    SELECT m.job_id, m.from_state, m.to_state, m.reason, 'worker:' || m.worker_id, m.queue, m.task, m.attempt, m.claim_id, m.worker_id
+    FROM jsonb_to_recordset(note_moves.moves) AS m (job_id bigint, from_state text, to_state text, reason text, queue text, task text,
+      attempt smallint, claim_id uuid, worker_id uuid);
+  GET DIAGNOSTICS noted = ROW_COUNT;
+  RETURN noted;
+END $$;
+COMMENT ON FUNCTION pgqueue.note_moves IS 'Writes the claims and successes of jobs whose tasks are audited in full; returns how many';

@@ -50,6 +50,7 @@ CREATE TABLE pgqueue.tasks (
   max_attempts smallint NOT NULL,
   batch_window_s double precision,
   batch_key text,
+  audit_full boolean NOT NULL DEFAULT false,
   updated_at timestamptz NOT NULL DEFAULT clock_timestamp()
 );
 COMMENT ON TABLE pgqueue.tasks IS 'Tasks as the last started worker registered them: defaults for producers that do not have the code (SQL, by name)';
@@ -59,6 +60,7 @@ COMMENT ON COLUMN pgqueue.tasks.priority IS 'Its default priority';
 COMMENT ON COLUMN pgqueue.tasks.max_attempts IS 'Starts its retry policy allows';
 COMMENT ON COLUMN pgqueue.tasks.batch_window_s IS 'Seconds over which its jobs are collected; NULL = not collected';
 COMMENT ON COLUMN pgqueue.tasks.batch_key IS 'The argument whose value keeps jobs apart';
+COMMENT ON COLUMN pgqueue.tasks.audit_full IS 'Whether the plain path of its jobs is written to job_transitions as well';
 COMMENT ON COLUMN pgqueue.tasks.updated_at IS 'When a worker last registered it';
 
 CREATE TABLE pgqueue.workers (

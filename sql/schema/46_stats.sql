@@ -109,7 +109,8 @@ LANGUAGE sql STABLE SECURITY DEFINER SET search_path = pg_catalog, pg_temp AS $$
     FROM pgqueue.job_transitions t
     WHERE t.at >= count_attempts.since AND t.at < count_attempts.until
       -- What ends an attempt, or a job that never had one; not what becomes of a dead letter later.
-      AND (t.from_state = 'running' OR (t.to_state IN ('dead', 'cancelled') AND t.from_state <> 'dead'))
+      -- A success is told by job_history; an audit in full repeats it.
+      AND (t.from_state = 'running' AND t.to_state <> 'succeeded' OR (t.to_state IN ('dead', 'cancelled') AND t.from_state <> 'dead'))
   ), cells AS MATERIALIZED (
     SELECT e.bucket_at, e.queue, e.task, e.outcome, width_bucket(e.wait_s::double precision, pgqueue.bucket_bounds()) AS wait_slot,
       width_bucket(e.run_s::double precision, pgqueue.bucket_bounds()) AS run_slot, count(*) AS n,

@@ -286,7 +286,8 @@ CREATE FUNCTION pgqueue.put_job(
   max_attempts integer DEFAULT NULL, retry jsonb DEFAULT NULL, timeout_s double precision DEFAULT NULL,
   expires_at timestamptz DEFAULT NULL, concurrency_key text DEFAULT NULL, tags text[] DEFAULT NULL,
   parent_id bigint DEFAULT NULL, wake boolean DEFAULT true, checked boolean DEFAULT false,
-  window_s double precision DEFAULT NULL, batch_key text DEFAULT NULL, key_scope text DEFAULT NULL, on_conflict text DEFAULT NULL)
+  window_s double precision DEFAULT NULL, batch_key text DEFAULT NULL, key_scope text DEFAULT NULL, on_conflict text DEFAULT NULL,
+  audit boolean DEFAULT NULL)
 RETURNS bigint LANGUAGE plpgsql VOLATILE SECURITY DEFINER SET search_path = pg_catalog, pg_temp AS $$
 #variable_conflict use_column
 DECLARE
@@ -297,7 +298,7 @@ DECLARE
   asleep boolean;
 BEGIN
   IF put_job.checked AND put_job.idempotency_key IS NULL AND put_job.queue IS NOT NULL AND put_job.priority IS NOT NULL
-      AND put_job.max_attempts IS NOT NULL AND put_job.window_s = 0 THEN
+      AND put_job.max_attempts IS NOT NULL AND put_job.window_s = 0 AND put_job.audit IS NOT TRUE THEN
     job_id := nextval('pgqueue.job_seq');
   ELSE
     IF NOT put_job.checked THEN
@@ -307,7 +308,7 @@ BEGIN
         AND pgqueue.check_key_options(put_job.idempotency_key IS NOT NULL, put_job.key_ttl, put_job.key_scope, put_job.on_conflict);
     END IF;
     IF put_job.queue IS NULL OR put_job.priority IS NULL OR put_job.max_attempts IS NULL OR put_job.window_s IS NULL THEN
-      SELECT t.queue, t.priority, t.max_attempts, t.batch_window_s, t.batch_key INTO known FROM pgqueue.tasks t WHERE t.name = put_job.task;
+      SELECT t.queue, t.priority, t.max_attempts, t.batch_window_s, t.batch_key, t.audit_full INTO known FROM pgqueue.tasks t WHERE t.name = put_job.task;
       -- Who knows the task's attempts has its code, and knows whether it has a window.
       IF put_job.window_s IS NULL OR put_job.max_attempts IS NULL THEN
         put_job.window_s := known.batch_window_s;
@@ -316,6 +317,7 @@ BEGIN
       put_job.queue := coalesce(put_job.queue, known.queue, 'default');
       put_job.priority := coalesce(put_job.priority, known.priority, 5);
       put_job.max_attempts := coalesce(put_job.max_attempts, known.max_attempts, 6);
+      put_job.audit := coalesce(put_job.audit, known.audit_full);
     END IF;
     IF put_job.idempotency_key IS NULL THEN
       job_id := nextval('pgqueue.job_seq');
@@ -328,6 +330,12 @@ BEGIN
         RETURN pgqueue.meet_key(job_id, put_job.task, put_job.on_conflict, put_job.args, put_job.headers, put_job.delay, put_job.run_at,
           put_job.expires_at);
       END IF;
+    END IF;
+    IF put_job.audit THEN
+      INSERT INTO pgqueue.job_transitions (job_id, to_state, reason, actor, queue, task)
+        VALUES (job_id, CASE WHEN put_job.window_s > 0 THEN 'held'
+            WHEN put_job.run_at > clock_timestamp() OR put_job.delay > interval '0' THEN 'scheduled' ELSE 'ready' END,
+          'enqueued', session_user, put_job.queue, put_job.task);
     END IF;
     IF put_job.window_s > 0 THEN
       moment := clock_timestamp();
@@ -384,7 +392,8 @@ CREATE FUNCTION pgqueue.put_jobs(
   max_attempts integer DEFAULT NULL, retry jsonb DEFAULT NULL, timeout_s double precision DEFAULT NULL,
   expires_at timestamptz DEFAULT NULL, concurrency_key text DEFAULT NULL, tags text[] DEFAULT NULL,
   parent_id bigint DEFAULT NULL, wake boolean DEFAULT true, checked boolean DEFAULT false,
-  window_s double precision DEFAULT NULL, batch_key text DEFAULT NULL, key_scope text DEFAULT NULL, on_conflict text DEFAULT NULL)
+  window_s double precision DEFAULT NULL, batch_key text DEFAULT NULL, key_scope text DEFAULT NULL, on_conflict text DEFAULT NULL,
+  audit boolean DEFAULT NULL)
 RETURNS bigint[] LANGUAGE plpgsql VOLATILE SECURITY DEFINER SET search_path = pg_catalog, pg_temp AS $$
 #variable_conflict use_column
 DECLARE
@@ -412,7 +421,7 @@ BEGIN
     PERFORM pgqueue.check_key(format('idempotency_keys[%s]', k.i - 1), k.key)
       FROM unnest(put_jobs.idempotency_keys) WITH ORDINALITY AS k (key, i) WHERE k.key IS NOT NULL;
   END IF;
-  SELECT t.queue, t.priority, t.max_attempts, t.batch_window_s, t.batch_key INTO known FROM pgqueue.tasks t WHERE t.name = put_jobs.task;
+  SELECT t.queue, t.priority, t.max_attempts, t.batch_window_s, t.batch_key, t.audit_full INTO known FROM pgqueue.tasks t WHERE t.name = put_jobs.task;
   IF put_jobs.window_s IS NULL OR put_jobs.max_attempts IS NULL THEN
     put_jobs.window_s := known.batch_window_s;
     put_jobs.batch_key := known.batch_key;
@@ -459,6 +468,12 @@ BEGIN
       CASE WHEN put_jobs.window_s > 0 THEN pgqueue.batch_key(j.arg, put_jobs.batch_key) END
     FROM ROWS FROM (unnest(ids), jsonb_array_elements(put_jobs.args), unnest(put_jobs.idempotency_keys)) AS j (id, arg, key)
     WHERE j.id > 0;
+  IF coalesce(put_jobs.audit, known.audit_full) THEN
+    INSERT INTO pgqueue.job_transitions (job_id, to_state, reason, actor, queue, task)
+      SELECT j.id, CASE WHEN put_jobs.window_s > 0 THEN 'held' WHEN due = moment THEN 'ready' ELSE 'scheduled' END, 'enqueued',
+        session_user, put_jobs.queue, put_jobs.task
+      FROM unnest(ids) AS j (id) WHERE j.id > 0;
+  END IF;
   IF put_jobs.wake AND due = moment THEN
     PERFORM pgqueue.wake(put_jobs.queue);
   END IF;

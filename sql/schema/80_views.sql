@@ -121,12 +121,15 @@ LANGUAGE sql STABLE SECURITY DEFINER SET search_path = pg_catalog, pg_temp AS $$
     -- The newest claim. A suspect of its worker's death is claimed alone, from where it is held.
     SELECT w.started_at, 2, 'claimed',
         CASE (SELECT m.to_state FROM moves m WHERE m.at <= w.started_at ORDER BY m.at DESC, m.id DESC LIMIT 1) WHEN 'held' THEN 'held' ELSE 'ready' END,
-        'running', 'claimed', 'worker:' || w.worker_id, w.attempt, NULL FROM whole w WHERE w.started_at IS NOT NULL
+        'running', 'claimed', 'worker:' || w.worker_id, w.attempt, NULL FROM whole w
+      WHERE w.started_at IS NOT NULL AND NOT EXISTS (SELECT FROM moves m WHERE m.reason = 'claimed')
     UNION ALL
-    SELECT m.at, 3, 'transition', m.from_state, m.to_state, m.reason, m.actor, m.attempt::integer,
+    SELECT m.at, 3, CASE m.reason WHEN 'claimed' THEN 'claimed' ELSE 'transition' END, m.from_state, m.to_state, m.reason, m.actor, m.attempt::integer,
         concat_ws(', ', m.error_type || coalesce(': ' || left(f.message, 200), ''), 'waited ' || round(m.wait_s::numeric, 3) || ' s',
           'ran ' || round(m.run_s::numeric, 3) || ' s', 'next ' || m.next_run_at, m.note)
       FROM moves m LEFT JOIN failed f ON f.attempt = m.attempt AND m.error_type IS NOT NULL
+      -- Told above and below already, with more.
+      WHERE m.reason NOT IN ('enqueued', 'succeeded')
     UNION ALL
     SELECT s.recorded_at, 3, 'step', NULL, NULL, s.name, 'worker:' || s.worker_id, s.attempt::integer,
         concat_ws(', ', 'took ' || round(s.run_s::numeric, 3) || ' s', s.refused)

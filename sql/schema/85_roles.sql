@@ -98,6 +98,7 @@ LANGUAGE sql STABLE SET search_path = pg_catalog, pg_temp AS $$
     ('take_once', '-', 'X', '-', '-'),
     ('keep_once', '-', 'X', '-', '-'),
     ('keep_results', '-', 'X', '-', '-'),
+    ('note_moves', '-', 'X', '-', '-'),
     ('key_result', 'X', 'X', 'X', '-'),
     ('assert_settled', '-', 'X', '-', '-'),
     ('ensure_partitions', '-', 'X', '-', '-'),

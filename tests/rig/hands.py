@@ -214,6 +214,7 @@ class Hand:
             claim_id=claim_id,
             worker_id=self.worker_id,
             pool=1,
+            audit=False,
         )
         return [Taken(row["id"], claim_id, row) for row in rows]
 

@@ -118,6 +118,7 @@ FUNCTIONS: Final[dict[str, tuple[str, str, str, str]]] = {
     "take_once": _WORK,
     "keep_once": _WORK,
     "keep_results": _WORK,
+    "note_moves": _WORK,
     "key_result": ("X", "X", "X", "-"),
     "assert_settled": _WORK,
     "ensure_partitions": _WORK,

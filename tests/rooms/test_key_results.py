@@ -16,12 +16,13 @@ from rig.wait import wait_for
 
 from pgqueue import AsyncJobContext, InvalidOption, JobContext, Retry
 from pgqueue.core.events import ClaimLostSeen
+from pgqueue.storage.settling import NOTHING
 from pgqueue.storage.statements import statement
-from pgqueue.worker.keyed import results_to_keep
+from pgqueue.worker.along import along
 
 QUICK = Retry(max_retries=3, initial_delay="10ms", max_delay="10ms")
 # What a literal in a message of text could lose or break out with.
-VALUE = {"note": "100%% of 'it' \\ $1 %(kept)s ü \"", "n": [1, 2.5, None]}
+VALUE = {"note": "100%% of 'it' \\ $1 %(rows)s ü \"", "n": [1, 2.5, None]}
 
 pytestmark = pytest.mark.proves("P13")
 
@@ -103,7 +104,7 @@ def test_a_job_without_a_key_or_a_result_costs_nothing(site: Any, style: str) ->
     ((_, result),) = site.rows(versions)
     assert result is None
     assert site.one("SELECT pgqueue.key_result('pay', 'k') IS NULL")
-    assert results_to_keep([]) is None
+    assert along([]) is NOTHING
 
 
 def test_a_rolled_back_attempt_leaves_nothing_and_the_last_one_counts(site: Any) -> None:
@@ -200,7 +201,7 @@ def test_the_twin_that_stores_before_it_asks_for_the_claim_lets_a_late_run_answe
     (late,) = hand.claim()
     conn.execute("UPDATE pgqueue.jobs SET claim_id = gen_random_uuid()")
     kept = f'[{{"task": "pay", "key": "k", "job_id": {job_id}, "result": "late"}}]'
-    conn.execute(statement("keep_results"), {"kept": kept})
+    conn.execute(statement("keep_results"), {"rows": kept})
     assert hand.succeed(late) == set()
     assert conn.execute("SELECT pgqueue.key_result('pay', 'k')").fetchone() == ("late",)
 
@@ -209,7 +210,7 @@ def test_an_expired_key_is_somebody_elses(database: Any) -> None:
     conn = database.connect()
     keep: Callable[[int], Any] = lambda job_id: conn.execute(
         statement("keep_results"),
-        {"kept": f'[{{"task": "pay", "key": "k", "job_id": {job_id}, "result": 1}}]'},
+        {"rows": f'[{{"task": "pay", "key": "k", "job_id": {job_id}, "result": 1}}]'},
     ).fetchone()[0]
     take = "SELECT pgqueue.enqueue('pay', idempotency_key => 'k', key_ttl => '1 hour')"
     past = "UPDATE pgqueue.dedup_keys SET expires_at = clock_timestamp() - interval '1 s'"
@@ -235,7 +236,7 @@ def test_results_are_stored_by_key_however_many_keys_there_are(database: Any) ->
     conn.execute("SET plan_cache_mode = force_generic_plan")
     conn.execute("SELECT pg_stat_reset_single_table_counters('pgqueue.dedup_keys'::regclass)")
     rows = ", ".join(f'{{"task": "pay", "key": "k{n}", "job_id": {n}, "result": {n}}}' for n in range(1, 257))
-    assert conn.execute(statement("keep_results"), {"kept": f"[{rows}]"}).fetchone() == (256,)
+    assert conn.execute(statement("keep_results"), {"rows": f"[{rows}]"}).fetchone() == (256,)
     conn.execute("SELECT pg_stat_force_next_flush()")
     conn.execute("SELECT 1")
     scans = "SELECT seq_scan, idx_scan >= 256 FROM pg_stat_user_tables WHERE relname = 'dedup_keys'"

@@ -104,6 +104,11 @@ CALLS = {
         "worker",
         """SELECT pgqueue.keep_results('[{"task": "t", "key": "k", "job_id": 1, "result": {"a": 1}}]')""",
     ),
+    "note_moves": (
+        "worker",
+        """SELECT pgqueue.note_moves('[{"job_id": 1, "from_state": "ready", "to_state": "running", "reason": "claimed",
+            "queue": "q", "task": "t", "attempt": 1, "worker_id": "6a1f0c9e-3f0e-4c57-9df0-000000000000"}]')""",
+    ),
     "key_result": ("producer", "SELECT pgqueue.key_result('t', 'k')"),
     "paused_queues": ("worker", "SELECT * FROM pgqueue.paused_queues()"),
     "ensure_partitions": ("worker", "SELECT pgqueue.ensure_partitions(10)"),

@@ -288,6 +288,7 @@ def test_a_windows_statements_find_it_by_its_index_however_much_is_held(
             "claim_id": uuid.uuid4(),
             "worker_id": parameters["worker_id"],
             "pool": 1,
+            "audit": False,
         },
     )
     assert {s for s in scans(plan) if "jobs" in s} == {"Index Scan jobs_window_idx", "Index Scan jobs_pkey"}
