@@ -25,6 +25,9 @@ def store_tasks(conn: psycopg.Connection[Any], registry: Registry) -> None:
             "queue": task.queue,
             "priority": task.priority,
             "max_attempts": registry.policy(task.name, task.queue).max_attempts,
+            "batch_window_s": task.batch_window_s,
+            "batch_key": task.batch_key,
+            "audit_full": task.audit_full,
         }
         for task in registry.tasks.values()
     ]
