@@ -25,7 +25,7 @@ SELECT pgqueue.register_queues(%(queues)s::text[], %(defaults)s::jsonb)
 -- index:     the primary key
 -- returns:   nothing
 INSERT INTO pgqueue.tasks AS t (name, queue, priority, max_attempts, batch_window_s, batch_key, audit_full)
-SELECT s.name, s.queue, s.priority, s.max_attempts, s.batch_window_s, s.batch_key, s.audit_full
+SELECT s.name, s.queue, s.priority, s.max_attempts, s.batch_window_s, s.batch_key, coalesce(s.audit_full, false)
 FROM jsonb_to_recordset(%(tasks)s::jsonb) AS s (name text, queue text, priority smallint, max_attempts smallint, batch_window_s double precision,
   batch_key text, audit_full boolean)
 ORDER BY s.name

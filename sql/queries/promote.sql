@@ -18,12 +18,13 @@ WITH due AS MATERIALIZED (
   UPDATE pgqueue.jobs j SET state = 'ready', ready_seq = p.ready_seq
   FROM placed p WHERE j.id = p.id
   RETURNING j.id, j.queue, j.task
-), told AS (
-  INSERT INTO pgqueue.job_transitions (job_id, from_state, to_state, reason, actor, queue, task)
-  SELECT m.id, 'scheduled', 'ready', 'promoted', 'upkeep', m.queue, m.task
-  FROM moved m JOIN pgqueue.tasks t ON t.name = m.task WHERE t.audit_full
+), told AS MATERIALIZED (
+  -- By a function, so that a locked table of transitions holds up no job of another task.
+  SELECT pgqueue.note_moves(jsonb_agg(jsonb_build_object('job_id', m.id, 'from_state', 'scheduled', 'to_state', 'ready', 'reason', 'promoted',
+    'queue', m.queue, 'task', m.task))) AS moves
+  FROM moved m JOIN pgqueue.tasks t ON t.name = m.task WHERE t.audit_full HAVING count(*) > 0
 )
-SELECT m.queue, count(*), last.run_at, last.id, pgqueue.wake(m.queue)::text
+SELECT m.queue, count(*) + 0 * coalesce((SELECT t.moves FROM told t), 0) AS count, last.run_at, last.id, pgqueue.wake(m.queue)::text
 FROM moved m CROSS JOIN (SELECT d.run_at, d.id FROM due d ORDER BY d.run_at DESC, d.id DESC LIMIT 1) last
 GROUP BY m.queue, last.run_at, last.id
 
@@ -88,14 +89,15 @@ WITH RECURSIVE seen AS (
   UPDATE pgqueue.jobs j SET state = 'ready', hold_reason = NULL, ready_seq = nextval('pgqueue.job_seq')
   WHERE j.id = ANY (ARRAY(SELECT c.id FROM chosen c))
   RETURNING j.id, j.queue, j.task
-), told AS (
-  INSERT INTO pgqueue.job_transitions (job_id, from_state, to_state, reason, actor, queue, task)
-  SELECT l.id, 'held', 'ready', 'promoted', 'upkeep', l.queue, l.task
-  FROM led l JOIN pgqueue.tasks t ON t.name = l.task WHERE t.audit_full
+), told AS MATERIALIZED (
+  -- As in promote_due.
+  SELECT pgqueue.note_moves(jsonb_agg(jsonb_build_object('job_id', l.id, 'from_state', 'held', 'to_state', 'ready', 'reason', 'promoted',
+    'queue', l.queue, 'task', l.task))) AS moves
+  FROM led l JOIN pgqueue.tasks t ON t.name = l.task WHERE t.audit_full HAVING count(*) > 0
 ), woken AS (
   SELECT pgqueue.wake(q.queue) FROM (SELECT DISTINCT l.queue FROM led l) q
 )
-SELECT w.place, (SELECT count(*) FROM led) + 0 * (SELECT count(*) FROM woken) AS led, w.run_at, w.queue, w.task, w.batch_key
+SELECT w.place, (SELECT count(*) FROM led) + 0 * ((SELECT count(*) FROM woken) + coalesce((SELECT t.moves FROM told t), 0)) AS led, w.run_at, w.queue, w.task, w.batch_key
 FROM windows w
 ORDER BY w.place DESC
 LIMIT 1

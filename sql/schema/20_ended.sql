@@ -204,10 +204,10 @@ DECLARE
   noted bigint;
 BEGIN
   INSERT INTO pgqueue.job_transitions (job_id, from_state, to_state, reason, actor, queue, task, attempt, claim_id, worker_id)
-    SELECT m.job_id, m.from_state, m.to_state, m.reason, 'worker:' || m.worker_id, m.queue, m.task, m.attempt, m.claim_id, m.worker_id
+    SELECT m.job_id, m.from_state, m.to_state, m.reason, coalesce('worker:' || m.worker_id, 'upkeep'), m.queue, m.task, m.attempt, m.claim_id, m.worker_id
     FROM jsonb_to_recordset(note_moves.moves) AS m (job_id bigint, from_state text, to_state text, reason text, queue text, task text,
       attempt smallint, claim_id uuid, worker_id uuid);
   GET DIAGNOSTICS noted = ROW_COUNT;
   RETURN noted;
 END $$;
-COMMENT ON FUNCTION pgqueue.note_moves IS 'Writes the claims and successes of jobs whose tasks are audited in full; returns how many';
+COMMENT ON FUNCTION pgqueue.note_moves IS 'Writes the promotions, claims and successes of jobs whose tasks are audited in full; returns how many';

@@ -308,6 +308,7 @@ MANY: dict[str, Any] = dict.fromkeys(
         "headers",
         "retry",
         "timeout_s",
+        "audit",
         "expires_at",
         "concurrency_key",
         "tags",
