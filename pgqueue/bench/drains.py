@@ -84,6 +84,7 @@ def backlog(rig: Rig) -> Figure:
         rig.fill_history(rig.plan.history)
     rig.fill("noop", rig.plan.pending)
     rig.conn.execute("VACUUM ANALYZE pgqueue.jobs")
+    rig.conn.execute("CHECKPOINT")  # the filling is not what is measured
     # Counting would read every row: the workers' own counters come with their beats.
     told = b"SELECT coalesce(sum(settled), 0) FROM pgqueue.workers WHERE ended_at IS NULL"
     before = rig.one(told)

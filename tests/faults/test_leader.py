@@ -5,6 +5,7 @@ from __future__ import annotations
 import contextlib
 import random
 import sys
+import tempfile
 import time
 from collections.abc import Callable, Iterator
 from pathlib import Path
@@ -12,6 +13,7 @@ from typing import Any
 
 import psycopg
 import pytest
+from rig.clock import HOUR_S, Clock, until_next
 from rig.cutter import Cutter
 from rig.database import Database
 from rig.proc import Proc
@@ -32,8 +34,7 @@ TAKEOVER_S = 5.0
 LOADED = 2.0  # timings are asserted with twice their bound on a loaded machine, and printed
 STORM_S = 18.0
 SEED = 20261124
-FAKETIME = Path("/usr/lib/x86_64-linux-gnu/faketime/libfaketimeMT.so.1")
-HOUR_S = 3600
+TENS_S = 600
 
 # Each returns no row when its promise holds.
 CHECKS = {
@@ -250,32 +251,20 @@ def test_a_tick_cut_at_each_of_its_messages_leaves_all_or_nothing(database: Data
 
 
 @pytest.fixture
-def clocked() -> Iterator[tuple[EmbeddedPostgres, Callable[[int], None]]]:
+def clocked() -> Iterator[tuple[EmbeddedPostgres, Clock]]:
     """A server whose clock can be set while it runs."""
-    if not FAKETIME.exists():
-        pytest.skip("libfaketime is not installed (Debian: apt install libfaketime)")
-    import tempfile
-
     with tempfile.TemporaryDirectory(prefix="pgqclock-") as folder:
         Path(folder).chmod(0o755)
-        clock = Path(folder, "clock")
-        clock.write_text("+0\n")
-        clock.chmod(0o644)
-        environment = {
-            "LD_PRELOAD": str(FAKETIME),
-            "FAKETIME_TIMESTAMP_FILE": str(clock),
-            "FAKETIME_NO_CACHE": "1",
-            "DONT_FAKE_MONOTONIC": "1",
-        }
-        with EmbeddedPostgres(settings={"fsync": "off"}, environment=environment) as server:
-            yield server, lambda seconds: clock.write_text(f"{seconds:+d}\n") and None
+        clock = Clock(Path(folder), ahead_s=until_next(TENS_S) + 60)
+        with EmbeddedPostgres(settings={"fsync": "off"}, environment=clock.environment) as server:
+            yield server, clock
 
 
 @pytest.mark.proves("F26s", "P8", "P14", "P15")
 def test_the_servers_clock_steps_and_no_fire_is_doubled_or_early(
-    clocked: tuple[EmbeddedPostgres, Callable[[int], None]],
+    clocked: tuple[EmbeddedPostgres, Clock],
 ) -> None:
-    server, step_to = clocked
+    server, clock = clocked
     migrate.upgrade(server.dsn())
     app = App(server.dsn())
     app.schedules.upsert("tens", task="t", every="10m", misfire="latest")
@@ -299,13 +288,13 @@ def test_the_servers_clock_steps_and_no_fire_is_doubled_or_early(
         planned = "SELECT planned_revision = revision FROM pgqueue.schedules WHERE name = 'tens'"
         wait_for(lambda: one(conn, planned), 30, "the plan")
         assert outcomes() == {}
-        step_to(HOUR_S)
+        clock.step_to(HOUR_S)
         wait_for(lambda: outcomes() == {"enqueued": 1, "missed": 5}, 30, "the hour's verdict")
         # Two hours back: what was decided stays decided, and nothing fires until the clock has caught up.
-        step_to(-HOUR_S)
+        clock.step_to(-HOUR_S)
         rounds_go_on("after-the-step-back")
         assert outcomes() == {"enqueued": 1, "missed": 5}
-        step_to(2 * HOUR_S)
+        clock.step_to(2 * HOUR_S)
         wait_for(lambda: outcomes() == {"enqueued": 2, "missed": 10}, 30, "the next hour's verdict")
         rounds_go_on("after-the-step-forward")
         assert one(conn, "SELECT count(*) FROM pgqueue.schedule_runs WHERE fire_at > ticked_at") == 0

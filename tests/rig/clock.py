@@ -8,6 +8,7 @@ from __future__ import annotations
 import os
 import shutil
 import subprocess
+import time
 from functools import cache
 from pathlib import Path
 
@@ -26,17 +27,18 @@ _PLACES = (
 class Clock:
     """A wall clock of its own for the processes that are started with `environment`; time spans stay true."""
 
-    def __init__(self, folder: Path, name: str = "clock") -> None:
+    def __init__(self, folder: Path, name: str = "clock", *, ahead_s: float = 0) -> None:
         self._library = faketime()
         self._file = folder / name
+        self._ahead_s = ahead_s
         self.step_to(0)
         self._file.chmod(0o644)
 
     def step_to(self, seconds: float) -> None:
-        """From now on it is so far ahead of the true time (behind, if negative)."""
+        """From now on it is so far ahead of where it began (behind, if negative)."""
         # Replaced in one go: a reader in the middle of a write would see another time.
         new = self._file.with_suffix(".new")
-        new.write_text(f"{seconds:+g}\n")
+        new.write_text(f"{self._ahead_s + seconds:+.3f}\n")
         new.chmod(0o644)
         new.replace(self._file)
 
@@ -53,6 +55,14 @@ class Clock:
     def python(self, path: Path) -> dict[str, str]:
         """What a Python needs that imports from `path`."""
         return {**self.environment, "PYTHONPATH": f"{path}:{Path(__file__).with_name('clocksite')}"}
+
+
+def until_next(span_s: int) -> float:
+    """Seconds until the wall clock shows a multiple of `span_s`.
+
+    A clock that begins just past one lets no fire come by itself, at whatever time the test is run.
+    """
+    return span_s - time.time() % span_s
 
 
 @cache
